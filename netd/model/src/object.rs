@@ -27,11 +27,13 @@ pub enum Kind {
     Grant,
     /// A join token, by its public id; holds only a hash of the secret.
     Token,
+    /// A node prefix that is taken, by its text: made and removed in one transaction with its node.
+    Prefix,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Fabric, Self::Node, Self::Workspace, Self::Grant, Self::Token];
+    pub const ALL: [Self; 6] = [Self::Fabric, Self::Node, Self::Workspace, Self::Grant, Self::Token, Self::Prefix];
 
     /// The kind as in paths and files.
     #[must_use]
@@ -42,6 +44,7 @@ impl Kind {
             Self::Workspace => "workspace",
             Self::Grant => "grant",
             Self::Token => "token",
+            Self::Prefix => "prefix",
         }
     }
 }

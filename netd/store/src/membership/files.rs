@@ -1,0 +1,1 @@
+//! Secret files: written whole, private to root, refused when others can read them.

@@ -1,0 +1,1 @@
+//! Every field has one owner: who may write what. Pure.
