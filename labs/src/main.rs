@@ -1,2 +1,148 @@
-//! Placeholder.
-fn main() {}
+//! `lab`: brings topologies up, shows the demo, and takes everything down again.
+#![allow(clippy::print_stdout)] // a program for people: what it prints is its purpose
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use weft_lab::{Lab, Topology, draw, serve, spawn, state};
+
+/// Network namespaces on one machine: an internet, nodes, workspaces.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring a topology up and keep it until Ctrl-C
+    Up {
+        /// The topology's file, for example labs/two-nodes/topology.toml
+        file: PathBuf,
+        /// Only the machines and their servers: no netd, no workspaces
+        #[arg(long)]
+        bare: bool,
+    },
+    /// Take a lab down
+    Down {
+        /// Its id, as `lab ls` shows it
+        id: String,
+    },
+    /// List the labs on this machine
+    Ls,
+    /// Draw a topology
+    Draw {
+        /// The topology's file
+        file: PathBuf,
+    },
+    /// Run a program on a machine or in a workspace of a running lab
+    #[command(after_help = "Example: lab exec amber -- curl http://ipv4only.test/")]
+    Exec {
+        /// Which lab, if there are several
+        #[arg(long)]
+        lab: Option<String>,
+        /// The machine or workspace
+        machine: String,
+        /// The program and its arguments
+        #[arg(last = true, required = true)]
+        program: Vec<String>,
+    },
+    /// The server that runs on hosts and in workspaces
+    #[command(hide = true)]
+    Serve {
+        /// What its pages begin with
+        #[arg(long)]
+        name: String,
+        /// Where it serves pages
+        #[arg(long)]
+        http: Vec<SocketAddr>,
+        /// Where it echoes
+        #[arg(long)]
+        echo: Vec<SocketAddr>,
+    },
+    /// Becomes a program inside of a namespace
+    #[command(hide = true)]
+    Enter {
+        #[arg(long)]
+        netns: PathBuf,
+        #[arg(long)]
+        resolv_conf: Option<PathBuf>,
+        #[arg(long)]
+        parent: Option<i32>,
+        #[arg(last = true, required = true)]
+        program: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Enter { netns, resolv_conf, parent, program } => {
+            return spawn::enter(&netns, resolv_conf.as_deref(), parent, &program);
+        }
+        Command::Serve { name, http, echo } => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            return runtime.block_on(serve::serve(name, http, echo));
+        }
+        _ => {}
+    }
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    match command {
+        Command::Up { file, bare } => up(&file, bare),
+        Command::Down { id } => state::down(&id),
+        Command::Ls => ls(),
+        Command::Draw { file } => {
+            print!("{}", draw::draw(&Topology::load(&file)?));
+            Ok(())
+        }
+        Command::Exec { lab, machine, program } => exec(lab.as_deref(), &machine, &program),
+        Command::Enter { .. } | Command::Serve { .. } => unreachable!("handled above"),
+    }
+}
+
+fn up(file: &std::path::Path, _bare: bool) -> Result<()> {
+    let lab = Lab::up(Topology::load(file)?)?;
+    println!("lab {} is up", lab.place().id);
+    loop {
+        std::thread::park();
+    }
+}
+
+fn ls() -> Result<()> {
+    for (place, record) in state::list()? {
+        match record {
+            Some(record) if record.owner.alive() => {
+                println!("{}  {}  {}", place.id, record.title, record.machines.join(" "))
+            }
+            _ => println!("{}  its runner is gone: `lab down {}` removes the remains", place.id, place.id),
+        }
+    }
+    Ok(())
+}
+
+/// Finds the one lab that has such a machine, and becomes the program inside.
+fn exec(id: Option<&str>, machine: &str, program: &[String]) -> Result<()> {
+    let labs = state::list()?.into_iter().filter(|(place, _)| id.is_none_or(|id| place.id == id));
+    let mut found: Vec<_> = labs
+        .filter(|(_, record)| record.as_ref().is_some_and(|record| record.machines.iter().any(|name| name == machine)))
+        .map(|(place, _)| place)
+        .collect();
+    let place = found.pop().with_context(|| format!("no running lab has a machine {machine:?}: see `lab ls`"))?;
+    if !found.is_empty() {
+        bail!("several labs have a machine {machine:?}: choose one with --lab, see `lab ls`");
+    }
+    let resolv_conf = place.machine(machine).join("resolv.conf");
+    let netns = weft_test_support::netns_path(&place.netns(machine));
+    spawn::enter(&netns, resolv_conf.exists().then_some(resolv_conf.as_path()), None, program)
+}

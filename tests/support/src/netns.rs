@@ -90,7 +90,13 @@ impl Netns {
         drop(input);
         let output = child.wait_with_output().context("cannot wait for `ip`")?;
         if !output.status.success() {
-            bail!("in {}: {} (of: {lines})", self.name, String::from_utf8_lossy(&output.stderr).trim());
+            let reason = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "in {}: {}: ip {}",
+                self.name,
+                reason.lines().next().unwrap_or_default(),
+                failed_line(&reason, lines)
+            );
         }
         Ok(())
     }
@@ -185,6 +191,12 @@ pub fn processes_in(path: &Path) -> Result<Vec<i32>> {
     Ok(pids.filter(|pid| *pid != own).filter(inside).collect())
 }
 
+/// The line of a batch that `ip` names in its message (`Command failed -:7`); the whole batch if it names none.
+fn failed_line<'a>(reason: &str, lines: &'a str) -> &'a str {
+    let number = reason.rsplit("-:").next().and_then(|rest| rest.trim().parse::<usize>().ok());
+    number.and_then(|number| lines.lines().nth(number.checked_sub(1)?)).unwrap_or(lines)
+}
+
 /// Deletes the namespaces of test processes that no longer run.
 fn collect_dead_tests() {
     let Ok(entries) = fs::read_dir(DIRECTORY) else { return };
@@ -232,8 +244,8 @@ mod tests {
     #[test]
     fn a_failing_batch_names_the_namespace_and_the_line() {
         let netns = Netns::unique("batch").unwrap();
-        let error = netns.ip("link set nothing up").unwrap_err().to_string();
-        assert!(error.contains(netns.name()) && error.contains("nothing"), "{error}");
+        let error = netns.ip("link set lo up\nlink set nothing up\nlink set lo down").unwrap_err().to_string();
+        assert!(error.contains(netns.name()) && error.ends_with("ip link set nothing up"), "{error}");
     }
 
     #[test]
