@@ -54,18 +54,32 @@ struct Process {
 }
 
 impl Lab {
-    /// Builds the machines and starts the hosts' servers: everything but the fabric. Needs root.
-    pub fn up(topology: Topology) -> Result<Self> {
+    /// Claims an id and collects what dead runners left; nothing is built yet. Needs root.
+    pub fn claim(topology: Topology) -> Result<Self> {
         ensure!(is_root(), "a lab makes network namespaces: run it as root");
         let machines = topology.machines().map(|machine| machine.name.to_owned());
         let all = machines.chain(topology.workspaces.iter().map(|one| one.name.to_string())).collect();
         let place = state::claim(&topology.title, all)?;
         // From here on dropping the lab removes whatever there is of it.
-        let lab = Self { inner: Arc::new(Inner { topology, place, running: Mutex::default() }) };
+        Ok(Self { inner: Arc::new(Inner { topology, place, running: Mutex::default() }) })
+    }
+
+    /// Builds the machines and starts the hosts' servers: everything but the fabric.
+    pub fn build(&self) -> Result<()> {
         bpffs()?;
-        let machines = plumbing::build(lab.topology(), lab.place())?;
-        lab.running().machines = machines;
-        lab.start_servers()?;
+        {
+            // Held all the while: a signal that takes the lab down waits for whole machines.
+            let mut running = self.running();
+            ensure!(!running.closed, "the lab is going down");
+            running.machines = plumbing::build(self.topology(), self.place())?;
+        }
+        self.start_servers()
+    }
+
+    /// Claims and builds.
+    pub fn up(topology: Topology) -> Result<Self> {
+        let lab = Self::claim(topology)?;
+        lab.build()?;
         Ok(lab)
     }
 

@@ -4,13 +4,21 @@
 //! promises. The demo and the end-to-end tests use the same three.
 #![forbid(unsafe_code)]
 
+pub mod capture;
+pub mod checks;
+pub mod demo;
 pub mod draw;
+pub mod fabric;
+pub mod frames;
 pub mod lab;
+pub mod pki;
 pub mod plumbing;
+pub mod probe;
 pub mod serve;
 pub mod spawn;
 pub mod state;
 pub mod topology;
 
+pub use fabric::Fabric;
 pub use lab::Lab;
 pub use topology::Topology;

@@ -1,11 +1,19 @@
 //! `lab`: brings topologies up, shows the demo, and takes everything down again.
 #![allow(clippy::print_stdout)] // a program for people: what it prints is its purpose
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use weft_lab::{Lab, Topology, draw, serve, spawn, state};
+use tokio::signal::unix::{SignalKind, signal};
+use weft_lab::{Fabric, Lab, Topology, demo, draw, serve, spawn, state};
 
 /// Network namespaces on one machine: an internet, nodes, workspaces.
 #[derive(Parser)]
@@ -24,6 +32,12 @@ enum Command {
         /// Only the machines and their servers: no netd, no workspaces
         #[arg(long)]
         bare: bool,
+    },
+    /// Show a fabric of two nodes keeping its promises
+    Demo {
+        /// End after the checks, with success only if all promises are kept
+        #[arg(long)]
+        once: bool,
     },
     /// Take a lab down
     Down {
@@ -100,6 +114,7 @@ fn run(command: Command) -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
     match command {
         Command::Up { file, bare } => up(&file, bare),
+        Command::Demo { once } => show_demo(once),
         Command::Down { id } => state::down(&id),
         Command::Ls => ls(),
         Command::Draw { file } => {
@@ -111,12 +126,74 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-fn up(file: &std::path::Path, _bare: bool) -> Result<()> {
-    let lab = Lab::up(Topology::load(file)?)?;
-    println!("lab {} is up", lab.place().id);
-    loop {
-        std::thread::park();
+/// Keeps a topology up until a signal ends it.
+fn up(file: &Path, bare: bool) -> Result<()> {
+    let lab = Lab::claim(Topology::load(file)?)?;
+    let ended = end_on_signal(&lab)?;
+    lab.build()?;
+    print!("{}", draw::draw(lab.topology()));
+    if !bare && lab.topology().fabric.is_some() {
+        Fabric::start(&lab)?;
     }
+    println!(
+        "\nLab {} is up until Ctrl-C, or `lab down {}`. Its files are in {}.",
+        lab.place().id,
+        lab.place().id,
+        lab.place().dir.display()
+    );
+    // Nothing is sent: the thread that waits for the signal ends the process.
+    let _ = ended.recv();
+    Ok(())
+}
+
+fn show_demo(once: bool) -> Result<()> {
+    let start = Instant::now();
+    let lab = Lab::claim(demo::topology()?)?;
+    let ended = end_on_signal(&lab)?;
+    lab.build()?;
+    let (fabric, failed) = demo::show(&lab)?;
+    if !once {
+        demo::invite(&fabric)?;
+        let _ = ended.recv();
+    }
+    drop(fabric);
+    demo::end(&lab)?;
+    println!("\nThe demo took {:.1} s.", start.elapsed().as_secs_f32());
+    if !failed.is_empty() {
+        bail!("these promises were not kept: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Takes the lab down and ends the process when a signal comes, wherever the first thread is.
+fn end_on_signal(lab: &Lab) -> Result<Receiver<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let enter = runtime.enter();
+    let mut signals = Vec::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        signals.push(signal(kind).context("cannot watch for signals")?);
+    }
+    drop(enter);
+    let lab = lab.clone();
+    let (hold, ended) = channel();
+    thread::spawn(move || {
+        // Held until the process ends: who waits for this end waits for good.
+        let _hold: Sender<()> = hold;
+        runtime.block_on(async {
+            let waits = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+            futures_util::future::select_all(waits).await;
+        });
+        println!();
+        let code = match demo::end(&lab) {
+            Ok(()) => 130,
+            Err(error) => {
+                eprintln!("lab: {error:#}");
+                1
+            }
+        };
+        std::process::exit(code);
+    });
+    Ok(ended)
 }
 
 fn ls() -> Result<()> {

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
+    fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
@@ -32,7 +33,7 @@ pub struct Netns {
 impl Netns {
     /// Makes a namespace with exactly this name; its loopback is up.
     pub fn create(name: &str) -> Result<Self> {
-        fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}: run this as root"))?;
+        share_directory()?;
         let path = netns_path(name);
         File::options().write(true).create_new(true).open(&path).with_context(|| {
             format!("cannot make the network namespace {name}: run this as root, and `ip netns del {name}` if it is a leftover")
@@ -132,6 +133,25 @@ impl Drop for Netns {
 #[must_use]
 pub fn netns_path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
+}
+
+/// Makes the directory a shared mount, as `ip netns add` does (ip-netns(8)): if that came later, it would put a second
+/// mount over the namespaces made before, which then could be neither unmounted nor removed.
+fn share_directory() -> Result<()> {
+    fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}: run this as root"))?;
+    let directory = File::open(DIRECTORY).with_context(|| format!("cannot open {DIRECTORY}"))?;
+    // The lock that `ip netns` takes for the same purpose.
+    let _lock = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("cannot lock /run/netns")?;
+    let none = None::<&str>;
+    let share = || mount(none, DIRECTORY, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
+    if share() == Err(Errno::EINVAL) {
+        mount(Some(DIRECTORY), DIRECTORY, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+            .with_context(|| format!("cannot make {DIRECTORY} a mount: run this as root"))?;
+        share().with_context(|| format!("cannot share the mount {DIRECTORY}"))?;
+    }
+    Ok(())
 }
 
 /// Deletes a namespace's name; one that does not exist is no error. The kernel frees it with its last process.
