@@ -94,9 +94,9 @@ impl Ingress {
         let head = session.req_header().method == http::Method::HEAD;
         let (header, body) = answer.write(&request.authority, request.as_page)?;
         session.write_response_header(Box::new(header), head).await?;
-        if !head {
-            session.write_response_body(Some(Bytes::from(body)), true).await?;
-        }
+        // An HTTP/2 stream must be ended here also when there is no body: after a failure nobody else does.
+        let body = if head { Bytes::new() } else { Bytes::from(body) };
+        session.write_response_body(Some(body), true).await?;
         Ok(())
     }
 
