@@ -1,0 +1,364 @@
+//! The translator's configuration: the file `nat64.toml` as types, which netd writes and `nat64` reads.
+use std::{fmt, net::Ipv4Addr, str::FromStr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::rfc6052::{Prefix, PrefixError};
+
+/// The whole file. In TOML, plain fields come before tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The TUN device's name.
+    pub tun: String,
+    /// How many of its queues are read, each by a thread.
+    #[serde(default = "default_queues")]
+    pub queues: u16,
+    /// The largest IPv6 packet towards workspaces, in bytes; at least 1280.
+    pub mtu6: u16,
+    /// The largest IPv4 packet, in bytes.
+    #[serde(default = "default_mtu4")]
+    pub mtu4: u16,
+    /// IPv4 destinations that are refused, whatever a prefix permits: the node's own addresses and other nodes'.
+    /// The pool's are refused without being listed.
+    #[serde(default)]
+    pub deny: Vec<Ipv4Net>,
+    /// The IPv6 sources that are served.
+    pub sources: Vec<Ipv6Net>,
+    /// Which IPv4 addresses and ports are the translator's.
+    pub pool: Pool,
+    /// Bounds.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How long idle sessions last.
+    #[serde(default)]
+    pub timers: Timers,
+    /// The IPv6 prefixes that stand for IPv4.
+    pub prefix: Vec<PrefixConfig>,
+}
+
+fn default_queues() -> u16 {
+    2
+}
+
+fn default_mtu4() -> u16 {
+    1500
+}
+
+/// A prefix that stands for IPv4.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrefixConfig {
+    /// The prefix, for example `64:ff9b::/96`.
+    pub prefix: Ipv6Net,
+    /// What it may stand for.
+    pub permit: Permit,
+}
+
+/// Which IPv4 addresses a prefix may stand for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Permit {
+    /// `"global"`: all that are globally reachable (RFC 6052 3.1).
+    Word(PermitWord),
+    /// A list of ranges.
+    Ranges(Vec<Ipv4Net>),
+}
+
+/// The one word that a permit can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PermitWord {
+    /// Globally reachable addresses.
+    Global,
+}
+
+/// The translator's IPv4 addresses and ports (pool4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// The addresses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// The ports of each, and echo identifiers: text `first-last`.
+    pub ports: PortRange,
+}
+
+/// A range of ports, both ends included; text `first-last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        match parsed {
+            Some((first, last)) if 0 < first && first <= last => Ok(Self { first, last }),
+            _ => Err(format!("{text:?} is not a range of ports: write it as first-last, for example \"16384-29999\"")),
+        }
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl Serialize for PortRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PortRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Bounds of the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Sessions in all.
+    pub sessions: u32,
+    /// Sessions of one IPv6 source.
+    pub sessions_per_source: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { sessions: 262_144, sessions_per_source: 4_096 }
+    }
+}
+
+/// How long an idle session lasts, in seconds; the defaults are RFC 6146's (4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timers {
+    /// UDP: at least 120.
+    pub udp: u32,
+    /// Established TCP: at least 7,440.
+    pub tcp_established: u32,
+    /// TCP that is opening or closed: at least 240.
+    pub tcp_transitory: u32,
+    /// ICMP queries: at least 60.
+    pub icmp: u32,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self { udp: 300, tcp_established: 7_440, tcp_transitory: 240, icmp: 60 }
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A list that must hold something.
+    #[error("{0} is empty: give at least one {1}")]
+    Empty(&'static str, &'static str),
+    /// A number out of its range.
+    #[error("{0} = {1} is out of range: give {2}")]
+    Range(&'static str, u64, &'static str),
+    /// A device name that the kernel would refuse.
+    #[error("tun = {0:?} cannot be a device's name: use 1 to 15 letters, digits, '-', '_' or '.'")]
+    Tun(String),
+    /// A prefix that RFC 6052 does not allow.
+    #[error("prefix: {0}")]
+    Prefix(#[from] PrefixError),
+    /// Two prefixes overlap.
+    #[error("prefix {0} and prefix {1} overlap: give each IPv4 range one prefix")]
+    PrefixOverlap(Ipv6Net, Ipv6Net),
+    /// Two prefixes stand for the same IPv4 addresses, so that a reply could come from either.
+    #[error("prefix {0} and prefix {1} both permit {2}: permit it for one of them")]
+    PermitOverlap(Ipv6Net, Ipv6Net, Ipv4Net),
+    /// A pool address that no host can have.
+    #[error("pool.addresses: {0} cannot be a host's address: give unicast addresses")]
+    PoolAddress(Ipv4Addr),
+    /// The same address twice.
+    #[error("pool.addresses: {0} is there twice: remove one")]
+    PoolTwice(Ipv4Addr),
+}
+
+impl Config {
+    /// Checks what the types cannot.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let name = !self.tun.is_empty() && self.tun.len() <= 15;
+        if !name || !self.tun.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+            return Err(ConfigError::Tun(self.tun.clone()));
+        }
+        let range = |field, value: u64, least: u64, most: u64, says| {
+            if (least..=most).contains(&value) { Ok(()) } else { Err(ConfigError::Range(field, value, says)) }
+        };
+        range("queues", self.queues.into(), 1, 64, "1 to 64")?;
+        range("mtu6", self.mtu6.into(), 1280, 65_535, "1280 to 65535 (1280 is IPv6's least)")?;
+        range("mtu4", self.mtu4.into(), 576, 65_535, "576 to 65535")?;
+        range("limits.sessions", self.limits.sessions.into(), 1, 16_000_000, "1 to 16000000")?;
+        range("limits.sessions_per_source", self.limits.sessions_per_source.into(), 1, 16_000_000, "1 to 16000000")?;
+        range("timers.udp", self.timers.udp.into(), 1, 86_400, "1 to 86400 seconds (RFC 6146: at least 120)")?;
+        range("timers.icmp", self.timers.icmp.into(), 1, 86_400, "1 to 86400 seconds (RFC 6146: at least 60)")?;
+        let (established, transitory) = (self.timers.tcp_established, self.timers.tcp_transitory);
+        range(
+            "timers.tcp_established",
+            established.into(),
+            1,
+            864_000,
+            "1 to 864000 seconds (RFC 6146: at least 7440)",
+        )?;
+        range("timers.tcp_transitory", transitory.into(), 1, 86_400, "1 to 86400 seconds (RFC 6146: at least 240)")?;
+        if self.sources.is_empty() {
+            return Err(ConfigError::Empty("sources", "IPv6 prefix whose packets are translated"));
+        }
+        self.validate_pool()?;
+        self.validate_prefixes()
+    }
+
+    fn validate_pool(&self) -> Result<(), ConfigError> {
+        if self.pool.addresses.is_empty() {
+            return Err(ConfigError::Empty("pool.addresses", "IPv4 address of this node"));
+        }
+        for (index, address) in self.pool.addresses.iter().enumerate() {
+            if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
+                return Err(ConfigError::PoolAddress(*address));
+            }
+            if self.pool.addresses.iter().skip(index + 1).any(|other| other == address) {
+                return Err(ConfigError::PoolTwice(*address));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_prefixes(&self) -> Result<(), ConfigError> {
+        if self.prefix.is_empty() {
+            return Err(ConfigError::Empty("prefix", "[[prefix]], for example 64:ff9b::/96"));
+        }
+        if self.prefix.len() > 255 {
+            return Err(ConfigError::Range("number of [[prefix]]", self.prefix.len() as u64, "1 to 255"));
+        }
+        for (index, one) in self.prefix.iter().enumerate() {
+            Prefix::new(one.prefix)?;
+            for other in self.prefix.iter().skip(index + 1) {
+                if one.prefix.contains(&other.prefix) || other.prefix.contains(&one.prefix) {
+                    return Err(ConfigError::PrefixOverlap(one.prefix, other.prefix));
+                }
+                if let Some(range) = one.permit.overlap(&other.permit) {
+                    return Err(ConfigError::PermitOverlap(one.prefix, other.prefix, range));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Permit {
+    /// Whether it permits an address.
+    #[must_use]
+    pub fn permits(&self, address: Ipv4Addr) -> bool {
+        match self {
+            Self::Word(PermitWord::Global) => {
+                !weft_model::address::NON_GLOBAL_V4.iter().any(|range| range.contains(&address))
+            }
+            Self::Ranges(ranges) => ranges.iter().any(|range| range.contains(&address)),
+        }
+    }
+
+    /// A range that both permit.
+    fn overlap(&self, other: &Self) -> Option<Ipv4Net> {
+        let global =
+            |range: &&Ipv4Net| !weft_model::address::NON_GLOBAL_V4.iter().any(|non_global| non_global.contains(*range));
+        match (self, other) {
+            (Self::Word(_), Self::Word(_)) => Some(Ipv4Net::default()),
+            (Self::Word(_), Self::Ranges(ranges)) | (Self::Ranges(ranges), Self::Word(_)) => {
+                ranges.iter().find(global).copied()
+            }
+            (Self::Ranges(ours), Self::Ranges(theirs)) => {
+                ours.iter().find(|one| theirs.iter().any(|two| one.contains(two) || two.contains(*one))).copied()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+        tun = "weft64"
+        queues = 2
+        mtu6 = 1420
+        mtu4 = 1500
+        deny = ["198.18.0.11/32"]
+        sources = ["fd12:3456:789a:1::/64"]
+        limits = { sessions = 1000, sessions_per_source = 100 }
+        [[prefix]]
+        prefix = "64:ff9b::/96"
+        permit = "global"
+        [[prefix]]
+        prefix = "64:ff9b:1::/96"
+        permit = ["198.18.0.0/15"]
+        [pool]
+        addresses = ["198.18.0.11"]
+        ports = "16384-29999"
+    "#;
+
+    #[test]
+    fn the_file_survives_the_way_through_the_types() {
+        let config: Config = toml::from_str(FILE).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.pool.ports, PortRange { first: 16384, last: 29999 });
+        assert_eq!(config.timers, Timers::default());
+        let written = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<Config>(&written).unwrap(), config, "{written}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_value_and_a_way_out() {
+        for (from, to, says) in [
+            ("mtu6 = 1420", "mtu6 = 1000", "mtu6 = 1000 is out of range: give 1280"),
+            ("queues = 2", "queues = 0", "queues = 0"),
+            ("\"weft64\"", "\"a/b\"", "tun = \"a/b\""),
+            ("64:ff9b:1::/96", "64:ff9b:1::/95", "use 32"),
+            ("64:ff9b:1::/96", "64:ff9b::/96", "overlap"),
+            ("[\"198.18.0.0/15\"]", "[\"198.18.0.0/15\", \"8.8.8.0/24\"]", "both permit 8.8.8.0/24"),
+            ("[\"198.18.0.11\"]", "[]", "pool.addresses is empty"),
+            ("[\"198.18.0.11\"]", "[\"224.0.0.1\"]", "224.0.0.1 cannot be a host's"),
+            ("[\"198.18.0.11\"]", "[\"198.18.0.11\", \"198.18.0.11\"]", "there twice"),
+            ("[\"fd12:3456:789a:1::/64\"]", "[]", "sources is empty"),
+            ("sessions = 1000", "sessions = 0", "limits.sessions = 0"),
+        ] {
+            let text = FILE.replace(from, to);
+            assert_ne!(text, FILE);
+            let error = toml::from_str::<Config>(&text).unwrap().validate().unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_too() {
+        for (from, to, says) in [
+            ("16384-29999", "29999-16384", "first-last"),
+            ("16384-29999", "0-10", "first-last"),
+            ("mtu4 = 1500", "mtu5 = 1500", "mtu5"),
+            ("sessions = 1000", "session = 1000", "session"),
+        ] {
+            let error = toml::from_str::<Config>(&FILE.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_private_address_is_not_global() {
+        let global = Permit::Word(PermitWord::Global);
+        assert!(global.permits(Ipv4Addr::new(8, 8, 8, 8)));
+        for refused in [[10, 0, 0, 1], [169, 254, 169, 254], [127, 0, 0, 1], [198, 18, 0, 1], [224, 0, 0, 1]] {
+            assert!(!global.permits(refused.into()), "{refused:?}");
+        }
+    }
+}
