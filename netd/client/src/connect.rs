@@ -1,5 +1,14 @@
 //! Opens connections: the local socket, or the first endpoint that answers over TLS.
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -23,7 +32,13 @@ pub(crate) enum Target {
     /// On this machine.
     Unix(PathBuf),
     /// On a node.
-    Tls { endpoints: Vec<SocketAddr>, connector: TlsConnector, server_name: ServerName<'static> },
+    Tls {
+        endpoints: Vec<SocketAddr>,
+        connector: TlsConnector,
+        server_name: ServerName<'static>,
+        /// The endpoint that answered last: tried first, so that one that is away costs its time only once.
+        preferred: AtomicUsize,
+    },
 }
 
 impl Target {
@@ -32,7 +47,7 @@ impl Target {
         config: Arc<rustls::ClientConfig>,
         server_name: ServerName<'static>,
     ) -> Self {
-        Self::Tls { endpoints, connector: TlsConnector::from(config), server_name }
+        Self::Tls { endpoints, connector: TlsConnector::from(config), server_name, preferred: AtomicUsize::new(0) }
     }
 
     /// The target's name in errors.
@@ -53,12 +68,17 @@ impl Target {
                 let stream = UnixStream::connect(path).await.map_err(|error| unix_error(path, &error))?;
                 self.handshake(stream).await
             }
-            Self::Tls { endpoints, connector, server_name } => {
+            Self::Tls { endpoints, connector, server_name, preferred } => {
                 let mut tried = Vec::new();
                 let mut refused = None;
-                for endpoint in endpoints {
+                let first = preferred.load(Ordering::Relaxed);
+                let order = endpoints.iter().enumerate().cycle().skip(first).take(endpoints.len());
+                for (index, endpoint) in order {
                     match open_tls(*endpoint, connector, server_name.clone()).await {
-                        Ok(stream) => return self.handshake(stream).await,
+                        Ok(stream) => {
+                            preferred.store(index, Ordering::Relaxed);
+                            return self.handshake(stream).await;
+                        }
                         Err(Refused::Network(reason)) => tried.push(format!("{endpoint} ({reason})")),
                         Err(Refused::Tls(error)) => refused = Some(error),
                     }
