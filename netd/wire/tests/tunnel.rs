@@ -3,7 +3,7 @@ mod support;
 
 use std::{process::Command, time::Duration};
 
-use support::{Node, Underlay, WireguardGo, metric, ping, transfer_tcp, transfer_udp};
+use support::{Node, StatusIn as _, Underlay, WireguardGo, metric, ping, transfer_tcp, transfer_udp};
 use weft_test_support::{wait_for, wait_until};
 use weft_wire::uapi::{Change, Delta, PeerDelta};
 
@@ -76,7 +76,7 @@ fn a_peer_that_moves_is_followed_and_its_endpoint_not_overwritten() {
     let underlay = Underlay::ipv4();
     let (a, b) = Node::pair(&underlay);
     ping(&a, &b).unwrap();
-    a.netns.ip("addr add 198.18.7.9/24 dev u0\naddr del 198.18.7.1/24 dev u0").unwrap();
+    a.netns.ip("addr del 198.18.7.1/24 dev u0\naddr add 198.18.7.9/24 dev u0").unwrap();
     b.netns.ip("neigh flush all").unwrap();
     ping(&a, &b).unwrap();
     let roamed = || b.client().get().unwrap().peers[0].endpoint.unwrap().to_string();
@@ -173,7 +173,7 @@ fn a_readable_key_is_refused_and_missing_inputs_are_waited_for() {
 }
 
 #[test]
-fn nothing_leaves_in_clear_when_the_engine_is_dead_and_a_used_peer_reconnects_from_a_keepalive() {
+fn a_killed_engine_lets_nothing_pass_and_a_keepalive_brings_the_peer_back() {
     let (mut a, mut b) = Node::pair_with_keepalive(&Underlay::ipv4(), 1);
     wait_for("a handshake that nobody asked for", SOON, || {
         let state = b.client().get()?;
@@ -188,4 +188,37 @@ fn nothing_leaves_in_clear_when_the_engine_is_dead_and_a_used_peer_reconnects_fr
     wait_until("both again", SOON, || ping(&b, &a).is_ok()).unwrap();
 }
 
-use support::StatusIn as _;
+#[test]
+fn under_load_a_sender_proves_its_address_first() {
+    let (a, mut b) = Node::pair(&Underlay::ipv4());
+    b.kill();
+    b.start_with(&["--handshake-limit", "0"]);
+    b.wait_up();
+    // The first message is answered with a cookie; the next, 5 seconds later, carries it.
+    wait_until("a session with a cookie", SOON * 2, || ping(&a, &b).is_ok()).unwrap();
+    assert!(metric(&b, "cookie_sent").unwrap() > 0);
+}
+
+#[test]
+fn ten_thousand_peers_are_a_table_and_not_a_storm() {
+    let (a, b) = Node::pair(&Underlay::ipv4());
+    ping(&a, &b).unwrap();
+    let before = a.resident();
+    let peers = (0..10_000u32).map(|number| {
+        let mut key = [9; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        let net = format!("fd00:{:x}:{:x}::/64", 0x1000 + (number >> 8), number & 0xff).parse().unwrap();
+        let endpoint = Some(std::net::SocketAddr::from(([198, 18, (number >> 8) as u8, number as u8], 51820)));
+        let key = weft_wire::Key::from_bytes(key);
+        PeerDelta { allowed_ips: vec![Change::Add(net)], endpoint, ..PeerDelta::new(key) }
+    });
+    let start = std::time::Instant::now();
+    a.client().set(&Delta { peers: peers.collect(), ..Delta::default() }).unwrap();
+    let set = start.elapsed();
+    assert_eq!(a.client().get().unwrap().peers.len(), 10_001);
+    let (got, grown) = (start.elapsed() - set, a.resident() - before);
+    println!("10,000 peers: set in {set:?}, listed in {got:?}, {} KiB", grown >> 10);
+    assert!(set < Duration::from_secs(2) && got < Duration::from_secs(2) && grown < 32 << 20);
+    assert_eq!(metric(&a, "send_failed").unwrap(), 0, "nobody was called");
+    ping(&a, &b).unwrap();
+}

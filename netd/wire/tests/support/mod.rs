@@ -25,18 +25,18 @@ const SOON: Duration = Duration::from_secs(10);
 const METRICS: &str = "127.0.0.1:9587";
 
 /// What lies between two nodes.
-pub struct Underlay {
-    pub v6: bool,
-    pub mtu: u32,
-    pub offload: bool,
+pub(crate) struct Underlay {
+    pub(crate) v6: bool,
+    pub(crate) mtu: u32,
+    pub(crate) offload: bool,
 }
 
 impl Underlay {
-    pub fn ipv4() -> Self {
+    pub(crate) fn ipv4() -> Self {
         Self { v6: false, mtu: 1500, offload: true }
     }
 
-    pub fn ipv6() -> Self {
+    pub(crate) fn ipv6() -> Self {
         Self { v6: true, ..Self::ipv4() }
     }
 
@@ -68,7 +68,7 @@ impl Underlay {
 }
 
 /// Something at the end of a tunnel, with the inner address `fd00:<number>::1`.
-pub trait End: Sync {
+pub(crate) trait End: Sync {
     fn netns(&self) -> &Netns;
     fn number(&self) -> u8;
     fn inner(&self) -> String {
@@ -77,9 +77,9 @@ pub trait End: Sync {
 }
 
 /// A namespace with our engine.
-pub struct Node {
-    pub netns: Netns,
-    pub public: Key,
+pub(crate) struct Node {
+    pub(crate) netns: Netns,
+    pub(crate) public: Key,
     number: u8,
     config: Config,
     directory: TempDir,
@@ -89,8 +89,8 @@ pub struct Node {
 }
 
 /// A namespace with wireguard-go.
-pub struct WireguardGo {
-    pub netns: Netns,
+pub(crate) struct WireguardGo {
+    pub(crate) netns: Netns,
     number: u8,
     _directory: TempDir,
     _child: ChildGuard,
@@ -131,12 +131,12 @@ fn address_tun(netns: &Netns, name: &str, number: u8, other: u8) {
 }
 
 impl Node {
-    pub fn pair(underlay: &Underlay) -> (Self, Self) {
+    pub(crate) fn pair(underlay: &Underlay) -> (Self, Self) {
         Self::pair_with_keepalive(underlay, 0)
     }
 
     /// The first node's keepalive; the second knows no endpoint then.
-    pub fn pair_with_keepalive(underlay: &Underlay, seconds: u16) -> (Self, Self) {
+    pub(crate) fn pair_with_keepalive(underlay: &Underlay, seconds: u16) -> (Self, Self) {
         let (a, b) = underlay.lay();
         let (a_keys, b_keys) = (keypair().unwrap(), keypair().unwrap());
         let mut to_b = peer(b_keys.1, 2, Some(underlay.endpoint(2)));
@@ -146,7 +146,7 @@ impl Node {
     }
 
     /// Our engine and wireguard-go; `we_know` who knows the other's endpoint.
-    pub fn with_wireguard_go(underlay: &Underlay, we_know: bool, preshared: bool) -> (Self, WireguardGo) {
+    pub(crate) fn with_wireguard_go(underlay: &Underlay, we_know: bool, preshared: bool) -> (Self, WireguardGo) {
         let (a, b) = underlay.lay();
         let (a_keys, b_keys) = (keypair().unwrap(), keypair().unwrap());
         let mut to_b = peer(b_keys.1, 2, we_know.then(|| underlay.endpoint(2)));
@@ -172,73 +172,83 @@ impl Node {
         node
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(self.path("weft0.sock"))
     }
 
-    pub fn write_config(&self) {
+    pub(crate) fn write_config(&self) {
         let (path, new) = (self.path("wire.conf"), self.path("wire.conf.new"));
         let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new).unwrap();
         file.write_all(self.config.format().as_bytes()).unwrap();
         fs::rename(new, path).unwrap();
     }
 
-    pub fn remove_config(&self) {
+    pub(crate) fn remove_config(&self) {
         fs::remove_file(self.path("wire.conf")).unwrap();
     }
 
-    pub fn set_config_mode(&self, mode: u32) {
+    pub(crate) fn set_config_mode(&self, mode: u32) {
         fs::set_permissions(self.path("wire.conf"), fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    pub fn private_base64(&self) -> String {
+    pub(crate) fn private_base64(&self) -> String {
         self.config.private_key.as_ref().unwrap().to_base64().to_string()
     }
 
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    pub(crate) fn start_with(&mut self, arguments: &[&str]) {
         // Tests and examples are built side by side.
         let program = std::env::current_exe().unwrap().parent().unwrap().join("../examples/wire");
         let log = fs::File::options().append(true).create(true).open(self.path("log")).unwrap();
         let mut command = Command::new(program);
         command.args(["--tun", "weft0", "--metrics", METRICS, "--config"]).arg(self.path("wire.conf"));
-        command.arg("--uapi").arg(self.path("weft0.sock")).stderr(log).stdin(Stdio::null());
+        command.arg("--uapi").arg(self.path("weft0.sock")).stderr(log).stdin(Stdio::null()).args(arguments);
         self.child = Some(ChildGuard::new(self.netns.spawn(&mut command).unwrap()));
     }
 
-    pub fn wait_up(&mut self) {
+    pub(crate) fn wait_up(&mut self) {
         let client = self.client();
         let up = wait_for("the engine", SOON, || client.get());
         assert!(up.is_ok(), "{:?}: {}", up.err(), self.log());
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.take().unwrap().kill().unwrap();
     }
 
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         self.start();
         self.wait_up();
     }
 
-    pub fn ended(&mut self) -> bool {
+    pub(crate) fn ended(&mut self) -> bool {
         self.child.as_mut().unwrap().exited().is_some()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().pid()
     }
 
-    pub fn log(&self) -> String {
+    /// Bytes of memory in use.
+    pub(crate) fn resident(&self) -> usize {
+        let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
+        statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     /// Runs `wg` on this node's engine; `{}` stands for its name.
-    pub fn wg(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn wg(&self, arguments: &[&str]) -> Result<String> {
         let link = PathBuf::from(format!("/var/run/wireguard/{}.sock", self.alias));
         fs::create_dir_all("/var/run/wireguard")?;
         let _ = fs::remove_file(&link);
@@ -258,7 +268,7 @@ fn unique(prefix: &str) -> String {
 }
 
 impl WireguardGo {
-    pub fn new(netns: Netns, number: u8, other: u8, config: &Config) -> Self {
+    pub(crate) fn new(netns: Netns, number: u8, other: u8, config: &Config) -> Self {
         let name = unique("wg");
         let mut command = Command::new("wireguard-go");
         command.args(["-f", &name]).stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null());
@@ -275,7 +285,7 @@ impl WireguardGo {
     }
 }
 
-pub trait StatusIn {
+pub(crate) trait StatusIn {
     fn status_in(&mut self, end: &impl End) -> Result<bool>;
 }
 
@@ -286,7 +296,7 @@ impl StatusIn for Command {
 }
 
 /// Three echoes; the first may make the session.
-pub fn ping(from: &impl End, to: &impl End) -> Result<()> {
+pub(crate) fn ping(from: &impl End, to: &impl End) -> Result<()> {
     let arguments = ["-c3", "-i0.1", "-W2", &to.inner()];
     let output = from.netns().output(Command::new("ping").args(arguments))?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
@@ -294,7 +304,7 @@ pub fn ping(from: &impl End, to: &impl End) -> Result<()> {
 }
 
 /// The count of a reason for drops.
-pub fn metric(node: &Node, reason: &str) -> Result<u64> {
+pub(crate) fn metric(node: &Node, reason: &str) -> Result<u64> {
     let page = node.netns.run(|| -> Result<String> {
         let mut stream = TcpStream::connect(METRICS)?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
@@ -316,7 +326,7 @@ fn pattern(at: u64, buf: &mut [u8]) {
 }
 
 /// Sends this many bytes over TCP and compares each.
-pub fn transfer_tcp(from: &impl End, to: &impl End, bytes: u64) -> Result<()> {
+pub(crate) fn transfer_tcp(from: &impl End, to: &impl End, bytes: u64) -> Result<()> {
     let listener = to.netns().run(|| TcpListener::bind((to.inner().as_str(), 0)))??;
     let target = listener.local_addr()?;
     std::thread::scope(|scope| {
@@ -362,7 +372,7 @@ pub fn transfer_tcp(from: &impl End, to: &impl End, bytes: u64) -> Result<()> {
 }
 
 /// Sends datagrams of many sizes, a few at a time, and compares each that comes back.
-pub fn transfer_udp(from: &impl End, to: &impl End, count: u32) -> Result<()> {
+pub(crate) fn transfer_udp(from: &impl End, to: &impl End, count: u32) -> Result<()> {
     let server = to.netns().run(|| UdpSocket::bind((to.inner().as_str(), 0)))??;
     let target = server.local_addr()?;
     let client = from.netns().run(|| UdpSocket::bind((from.inner().as_str(), 0)))??;
@@ -395,12 +405,12 @@ pub fn transfer_udp(from: &impl End, to: &impl End, count: u32) -> Result<()> {
 }
 
 /// One TCP connection that is asked again and again.
-pub struct Flow {
+pub(crate) struct Flow {
     stream: TcpStream,
 }
 
 impl Flow {
-    pub fn open(from: &impl End, to: &impl End) -> Result<Self> {
+    pub(crate) fn open(from: &impl End, to: &impl End) -> Result<Self> {
         let listener = to.netns().run(|| TcpListener::bind((to.inner().as_str(), 0)))??;
         let target = listener.local_addr()?;
         std::thread::spawn(move || -> Result<()> {
@@ -420,7 +430,7 @@ impl Flow {
     }
 
     /// How long an echo over the connection takes.
-    pub fn echo(&mut self) -> Result<Duration> {
+    pub(crate) fn echo(&mut self) -> Result<Duration> {
         let start = Instant::now();
         self.stream.write_all(b"are you there?")?;
         let mut buf = [0; 14];
