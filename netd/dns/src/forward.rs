@@ -20,7 +20,7 @@ use hickory_resolver::{
 };
 
 use crate::{
-    answer::{Answer, negative_ttl},
+    answer::{Answer, LONGEST_CHAIN, negative_ttl, open_end},
     dns64::{Failure, Security, Upstream},
     limit::Limit,
     metrics::{Gauge, Metrics, count},
@@ -129,9 +129,10 @@ impl Forwarder {
         let size = response.as_buffer().len();
         let mut message = response.into_message();
         let complete = message.answers.iter().any(|record| record.record_type() == query.query_type());
-        if !complete {
+        let none = negative_ttl(&message.authorities);
+        if !complete && (none.is_some() || message.metadata.response_code == ResponseCode::NXDomain) {
             // An alias to nothing holds no longer than the "nothing" does.
-            let ttl = negative_ttl(&message.authorities).unwrap_or(0);
+            let ttl = none.unwrap_or(0);
             message.answers.iter_mut().for_each(|record| record.ttl = record.ttl.min(ttl));
         }
         if size <= LARGEST_CACHED && matches!(message.response_code, ResponseCode::NoError | ResponseCode::NXDomain) {
@@ -149,7 +150,29 @@ impl Upstream for ForwarderOf<'_> {
         security: Security,
         limit: Duration,
     ) -> Result<Answer, Failure> {
-        self.forwarder.lookup(self.asker, Query::query(name.clone(), kind), security, limit).await
+        let end = Instant::now() + limit;
+        let mut name = name.clone();
+        let mut whole: Option<Answer> = None;
+        for _ in 0..LONGEST_CHAIN {
+            let left = end.saturating_duration_since(Instant::now());
+            let query = Query::query(name.clone(), kind);
+            let answer = self.forwarder.lookup(self.asker, query, security, left).await?;
+            let next = open_end(&answer, &name, kind).map_err(|_| Failure::Code(ResponseCode::ServFail))?;
+            let whole = match &mut whole {
+                Some(whole) => {
+                    whole.rcode = answer.rcode;
+                    whole.answers.extend(answer.answers);
+                    whole.authorities = answer.authorities;
+                    whole
+                }
+                None => whole.insert(answer),
+            };
+            match next {
+                Some(next) => name = next,
+                None => return Ok(whole.clone()),
+            }
+        }
+        Err(Failure::Code(ResponseCode::ServFail))
     }
 }
 
