@@ -136,6 +136,14 @@ impl Answer {
         answer
     }
 
+    /// The workspace was moved, stopped or closed to this caller while the request was in progress.
+    pub(crate) fn changed(id: impl std::fmt::Display) -> Self {
+        let message = format!("workspace {id} was moved, stopped or closed while the request was in progress");
+        let mut answer = Self::new(503, "changed", "Workspace changed", message, "send the request again");
+        answer.retry_after_s = Some(1);
+        answer
+    }
+
     /// The server in the workspace took too long.
     pub(crate) fn upstream_timeout(port: u16, id: impl std::fmt::Display) -> Self {
         let message = format!("the server on port {port} of workspace {id} did not answer in time");

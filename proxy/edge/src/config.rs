@@ -13,7 +13,7 @@ use thiserror::Error;
 pub(crate) enum ConfigError {
     /// The file cannot be read.
     #[error(
-        "cannot read the configuration {path}: {source}; create it (docs/operations tells its fields) or name another with --config"
+        "cannot read the configuration {path}: {source}; create it (`weft-proxy --help` shows one) or name another with --config"
     )]
     Read {
         /// The file.
@@ -258,6 +258,18 @@ mod tests {
         assert_eq!(config.api, Path::new("/run/weft/netd.sock"));
         assert_eq!(config.domain, None);
         assert_eq!(config.limits.header_timeout, Duration::from_secs(15));
+    }
+
+    #[test]
+    fn the_example_in_the_help_shows_every_field_with_its_default() {
+        let example: String = crate::EXAMPLE
+            .lines()
+            .filter_map(|line| line.strip_prefix("  "))
+            .map(|line| format!("{}\n", line.trim_start_matches("# ")))
+            .collect();
+        let shown = parse(&example).unwrap();
+        assert_eq!(shown.domain.as_deref(), Some("ws.example.dev"));
+        assert_eq!(format!("{:?}", shown.limits), format!("{:?}", parse(SMALL).unwrap().limits));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     os::fd::AsRawFd,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, ready},
@@ -29,12 +29,15 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use crate::{config::Limits, metrics::Gauge};
+use crate::{config::Limits, live::Lease, metrics::Gauge};
 
 /// How long, and for how many bytes, a closing connection is still read, so that the answer is not lost to a reset.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
 
-/// What is expected of an HTTP/1 caller.
+/// Length of HTTP/2's connection preface (RFC 9113 section 3.4): once it is there, the engine's idle limit holds.
+const H2_PREFACE: usize = 24;
+
+/// What is expected of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Phase {
@@ -54,6 +57,7 @@ pub(crate) struct Connection {
     /// The name in its TLS hello.
     pub(crate) sni: Option<String>,
     phase: AtomicU8,
+    lease: Mutex<Option<Arc<Lease>>>,
 }
 
 impl Connection {
@@ -65,6 +69,19 @@ impl Connection {
     /// Says what is expected next.
     pub(crate) fn expect(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Ties an HTTP/1 connection to its request's right to go on; `None` when the request is over.
+    pub(crate) fn hold(&self, lease: Option<Arc<Lease>>) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    }
+
+    /// Fails when the request on this connection must end.
+    fn poll_lease(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.lease.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|lease| lease.poll_cut(cx)) {
+            Some(Poll::Ready(())) => Err(io::Error::new(ErrorKind::ConnectionAborted, "the route has changed")),
+            Some(Poll::Pending) | None => Ok(()),
+        }
     }
 
     fn phase(&self) -> Phase {
@@ -100,11 +117,11 @@ impl Downstream {
     ) -> pingora::Result<Self> {
         let session = io.get_ref().1;
         let h2 = session.alpn_protocol() == Some(b"h2");
-        let phase = if h2 { Phase::Open } else { Phase::Header };
         let connection = Arc::new(Connection {
             remote,
             sni: session.server_name().map(Into::into),
-            phase: AtomicU8::new(phase as u8),
+            phase: AtomicU8::new(Phase::Header as u8),
+            lease: Mutex::default(),
         });
         // The engine's only place for data of ours on a connection is the one meant for CONNECT proxies.
         let user_data: Box<dyn std::any::Any + Send + Sync> = Box::new(connection.clone());
@@ -128,6 +145,7 @@ impl AsyncRead for Downstream {
         match self.connection.phase() {
             Phase::Header => self.poll_deadline(cx)?,
             Phase::Idle | Phase::Open => {
+                self.connection.poll_lease(cx)?;
                 self.deadline = None;
                 self.header_bytes = 0;
             }
@@ -140,6 +158,10 @@ impl AsyncRead for Downstream {
         }
         if self.connection.phase() == Phase::Header {
             self.header_bytes += read;
+            if self.h2 && self.header_bytes >= H2_PREFACE {
+                self.connection.expect(Phase::Open);
+                return Poll::Ready(Ok(()));
+            }
             // A section of up to twice the limit is read whole and answered; beyond that the connection is cut.
             if self.header_bytes > 2 * self.limits.header_bytes + 4096 {
                 return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, "the header section is too large")));

@@ -13,7 +13,7 @@ use weft_client::Client;
 use weft_model::api::RouteEvent;
 use weft_proxy_core::{Applied, Table};
 
-use crate::metrics::Metrics;
+use crate::{live::Live, metrics::Metrics};
 
 /// The stream's path in netd's API.
 const WATCH: &str = "/v1/routes/watch";
@@ -28,6 +28,8 @@ pub(crate) struct Feed {
     pub(crate) client: Client,
     /// The table.
     pub(crate) table: Arc<RwLock<Table>>,
+    /// The requests in progress, which follow its changes.
+    pub(crate) live: Arc<Live>,
     /// The counters.
     pub(crate) metrics: Arc<Metrics>,
     /// Where the last state is kept.
@@ -142,6 +144,9 @@ impl Feed {
             RouteEvent::Remove { id } => Some(*id),
         };
         let applied = table.apply(event);
+        if applied == Applied::Changed {
+            self.live.recheck(about, &table);
+        }
         self.metrics.route_events.fetch_add(1, Ordering::Relaxed);
         self.metrics.routes.store(table.len() as u64, Ordering::Relaxed);
         match applied {

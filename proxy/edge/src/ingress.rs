@@ -26,6 +26,7 @@ use crate::{
     config::Limits,
     downstream::{Connection, Phase},
     headers,
+    live::{Live, Place},
     metrics::Metrics,
 };
 
@@ -39,6 +40,8 @@ pub(crate) struct Ingress {
     pub(crate) table: Arc<RwLock<Table>>,
     /// The counters.
     pub(crate) metrics: Arc<Metrics>,
+    /// The requests in progress.
+    pub(crate) live: Arc<Live>,
     /// The limits.
     pub(crate) limits: Limits,
 }
@@ -50,8 +53,21 @@ pub(crate) struct Request {
     authority: String,
     as_page: bool,
     to: Option<Forward>,
+    place: Option<Place>,
     kind: Option<&'static str>,
     reused: Option<bool>,
+}
+
+impl Request {
+    fn is_cut(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.lease.is_cut())
+    }
+
+    /// An HTTP/1 connection is cut as a whole, at once; an HTTP/2 stream when its next piece passes, since its connection
+    /// carries others.
+    fn still_permitted(&self) -> pingora::Result<()> {
+        if self.is_cut() { Err(Error::explain(ErrorType::InternalError, "the route has changed")) } else { Ok(()) }
+    }
 }
 
 impl Ingress {
@@ -79,7 +95,10 @@ impl Ingress {
         }
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         match decide(authority, Credential::Absent, &table) {
-            Decision::Forward(to) => Ok(to),
+            Decision::Forward(to) => {
+                request.place = Some(self.live.enter(to, authority, Credential::Absent));
+                Ok(to)
+            }
             Decision::Refuse(refusal) => Err(Answer::refusal(&refusal, authority)),
         }
     }
@@ -146,6 +165,7 @@ impl ProxyHttp for Ingress {
             authority: String::new(),
             as_page: false,
             to: None,
+            place: None,
             kind: None,
             reused: None,
         }
@@ -165,9 +185,15 @@ impl ProxyHttp for Ingress {
         let patience =
             if session.is_upgrade_req() { self.limits.stream_idle_timeout } else { self.limits.body_timeout };
         session.set_read_timeout(Some(patience));
+        // A caller that does not take its answer must not hold the workspace's connection for ever.
+        session.set_write_timeout(Some(self.limits.body_timeout));
+        session.set_total_drain_timeout(Some(self.limits.header_timeout));
         match self.judge(session, request) {
             Ok(to) => {
                 request.to = Some(to);
+                if let (Some(connection), Some(_)) = (&request.connection, session.as_http1()) {
+                    connection.hold(request.place.as_ref().map(|place| place.lease.clone()));
+                }
                 Ok(false)
             }
             Err(answer) => {
@@ -229,8 +255,31 @@ impl ProxyHttp for Ingress {
         Ok(())
     }
 
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        request: &mut Request,
+    ) -> pingora::Result<Option<Duration>> {
+        request.still_permitted().map(|()| None)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        request: &mut Request,
+    ) -> pingora::Result<()> {
+        request.still_permitted()
+    }
+
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, request: &mut Request) -> FailToProxy {
-        let answer = self.failure(error, request.to.as_ref());
+        let answer = match request.to {
+            Some(to) if request.is_cut() => Some(Answer::changed(to.id)),
+            to => self.failure(error, to.as_ref()),
+        };
         let status = answer.as_ref().map_or(0, |answer| answer.status);
         match answer {
             Some(answer) if session.response_written().is_none() => {
@@ -247,7 +296,11 @@ impl ProxyHttp for Ingress {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
         if let Some(connection) = request.connection.as_ref().filter(|_| session.as_http1().is_some()) {
+            connection.hold(None);
             connection.expect(Phase::Idle);
+        }
+        if request.is_cut() {
+            request.kind = Some("cut");
         }
         let took = request.started.elapsed();
         let status = session.response_written().map_or(0, |response| response.status.as_u16());

@@ -8,6 +8,7 @@ mod feed;
 mod headers;
 mod ingress;
 mod listen;
+mod live;
 mod metrics;
 mod plain;
 mod privileges;
@@ -20,9 +21,33 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
+/// The configuration's fields, with their defaults in comments. A test reads it.
+const EXAMPLE: &str = "\
+The configuration, proxy.toml:
+
+  listen = [\"[::]:443\", \"0.0.0.0:443\"]        # TLS
+  certificate = \"/etc/weft/proxy/chain.pem\"    # the wildcard for the fabric's domain; re-read when it changes
+  key = \"/etc/weft/proxy/key.pem\"
+  # redirect = [\"[::]:80\", \"0.0.0.0:80\"]     # plain HTTP, answered with a redirect to https
+  # metrics = \"127.0.0.1:9187\"                # or a socket's path
+  # domain = \"ws.example.dev\"                 # instead of the fabric's
+  # api = \"/run/weft/netd.sock\"
+  # [limits]
+  # connections = 20000
+  # header_bytes = 65536
+  # header_timeout_s = 15                      # a request's header section, from its first byte
+  # handshake_timeout_s = 10
+  # idle_timeout_s = 75                        # between requests of a connection
+  # body_timeout_s = 60                        # between two pieces of a body
+  # stream_idle_timeout_s = 3600               # a silent WebSocket or response
+  # connect_timeout_s = 5                      # to a workspace
+  # drain_timeout_s = 10                       # for what is in progress at a stop
+
+Signals: SIGHUP re-reads the certificate, SIGTERM drains and stops.";
+
 /// The TLS ingress of a Weft fabric: https://<port>-<workspace>.<domain> reaches that port of that workspace.
 #[derive(Debug, Parser)]
-#[command(name = "weft-proxy", version)]
+#[command(name = "weft-proxy", version, after_help = EXAMPLE)]
 struct Arguments {
     /// The configuration.
     #[arg(long, default_value = "/etc/weft/proxy.toml", value_name = "FILE")]

@@ -29,6 +29,7 @@ use crate::{
     feed::Feed,
     ingress::Ingress,
     listen::Listeners,
+    live::Live,
     metrics::Metrics,
     plain,
     tls::Certificate,
@@ -55,15 +56,17 @@ pub(crate) async fn run(
 ) -> Result<()> {
     let table = Arc::new(RwLock::new(Table::new(config.domain.clone())));
     let metrics = Arc::new(Metrics::new());
+    let live = Arc::new(Live::default());
     let feed = Feed {
         client: Client::unix(&config.api),
         table: table.clone(),
+        live: live.clone(),
         metrics: metrics.clone(),
         file: state_dir.join("routes.json"),
     };
     feed.restore();
     tokio::spawn(feed.run());
-    let ingress = Ingress { table: table.clone(), metrics: metrics.clone(), limits: config.limits };
+    let ingress = Ingress { table: table.clone(), metrics: metrics.clone(), live, limits: config.limits };
     let edge = Arc::new(Edge {
         acceptor: TlsAcceptor::from(Arc::new(certificate.server_config()?)),
         engine: Arc::new(engine(ingress)),

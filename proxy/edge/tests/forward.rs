@@ -1,4 +1,5 @@
 //! Requests that reach their workspace: protocols, header fields, streams, pools, and routes that change.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that does not hold")]
 mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};
@@ -87,13 +88,50 @@ async fn a_websocket_passes_and_may_be_silent() {
 }
 
 #[tokio::test]
+async fn a_websocket_ends_when_its_port_is_no_longer_open_to_it() {
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (closed, mut seen_closed) = tokio::sync::mpsc::channel::<()>(4);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else { continue };
+            while let Some(Ok(_)) = socket.next().await {}
+            closed.send(()).await.unwrap();
+        }
+    });
+    let open = |epoch| route(BOX, None, Some("::1"), epoch, &[(port, true)]);
+    let (proxy, netd) = Proxy::with(vec![open(1)], "").await;
+    let host = format!("{port}-{BOX}.ws.test");
+    for change in
+        [open(2), route(BOX, None, Some("::1"), 2, &[(port, false)]), route(BOX, None, None, 0, &[(port, true)])]
+    {
+        let stream = proxy.connect(&host).await;
+        let request = format!("wss://{host}/").into_client_request().unwrap();
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+        netd.upsert(change);
+        let end = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.expect("it ends at once");
+        assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+        tokio::time::timeout(Duration::from_secs(10), seen_closed.recv())
+            .await
+            .expect("the workspace sees it too")
+            .unwrap();
+        netd.upsert(open(2));
+        // That server answers nobody but WebSockets.
+        let open = async || (proxy.curl(&host, "/", &[]).await.json()["error"] == "bad-upstream").then_some(());
+        wait_for("the open port", open).await;
+    }
+    assert!(proxy.logged(|line| line["kind"] == "cut").is_some());
+}
+
+#[tokio::test]
 async fn events_arrive_as_they_are_sent() {
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (go_on, mut heard) = tokio::sync::mpsc::channel::<()>(1);
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.read(&mut [0; 4096]).await.unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
         let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
         stream.write_all(head).await.unwrap();
         stream.write_all(b"9\r\ndata: 1\n\n\r\n").await.unwrap();
@@ -133,6 +171,69 @@ async fn a_pooled_connection_serves_one_attachment_only() {
     assert_eq!(proxy.curl(&host, "/", &[]).await.status, 404, "the first one is gone");
 }
 
+/// Two workspaces take turns at one address and port while callers ask for both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_changes_hands_never_gets_anothers_requests() {
+    let workspace = Workspace::start().await;
+    let ids = [BOX, "aaaaaaaaaa"];
+    let holder = |turn: usize, running: bool| {
+        let id = ids[turn % 2];
+        route(id, None, running.then_some("::1"), turn as u64 + 1, &[(workspace.port, true)])
+    };
+    let (proxy, netd) = Proxy::with(vec![holder(0, true), holder(1, false)], "").await;
+    let proxy = std::sync::Arc::new(proxy);
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..4 {
+        let (proxy, done) = (proxy.clone(), done.clone());
+        let host = format!("{}-{}.ws.test", workspace.port, ids[caller % 2]);
+        callers.spawn(async move {
+            let mut served = Vec::new();
+            while !done.load(Ordering::SeqCst) {
+                let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+                let answer = proxy.raw(&host, request.as_bytes()).await;
+                // A request in progress when the address changes hands is cut: there is no answer, or half of one.
+                if !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+                    continue;
+                }
+                let answer = Answer::parse(&answer);
+                match answer.status {
+                    200 => {
+                        let Ok(told) = serde_json::from_slice::<serde_json::Value>(&answer.body) else { continue };
+                        assert_eq!(told["headers"]["host"], host.as_str());
+                        served.push((told["connection"].as_u64().unwrap(), host.clone()));
+                    }
+                    status => assert_eq!(status, 503, "{answer:?}"),
+                }
+            }
+            served
+        });
+    }
+    for turn in 1..60 {
+        netd.upsert(holder(turn - 1, false));
+        netd.upsert(holder(turn, true));
+        let before = workspace.requests.load(Ordering::SeqCst);
+        wait_for("requests in this turn", async || {
+            (workspace.requests.load(Ordering::SeqCst) > before + 3).then_some(())
+        })
+        .await;
+    }
+    done.store(true, Ordering::SeqCst);
+    let mut host_of = std::collections::HashMap::new();
+    let mut total = 0;
+    while let Some(served) = callers.join_next().await {
+        for (connection, host) in served.unwrap() {
+            total += 1;
+            assert_eq!(host_of.entry(connection).or_insert_with(|| host.clone()), &host, "connection {connection}");
+        }
+    }
+    assert!(
+        total > 100 && host_of.len() > 50 && total > host_of.len(),
+        "{total} requests, {} connections",
+        host_of.len()
+    );
+}
+
 #[tokio::test]
 async fn without_netd_the_last_routes_are_served_also_after_a_restart() {
     let (proxy, netd, workspace, host) = one().await;
@@ -161,10 +262,8 @@ async fn a_spoilt_state_file_is_passed_over() {
     let host = format!("{}-{BOX}.ws.test", workspace.port);
     let answer = proxy.curl(&host, "/", &[]).await;
     assert_eq!((answer.status, answer.json()["error"].as_str().unwrap()), (503, "not-ready"));
-    let _netd = Netd::start(
-        &socket(proxy.folder.path()),
-        vec![route(BOX, None, Some("::1"), 1, &[(workspace.port, true)])],
-    );
+    let _netd =
+        Netd::start(&socket(proxy.folder.path()), vec![route(BOX, None, Some("::1"), 1, &[(workspace.port, true)])]);
     wait_for("netd's routes", async || (proxy.curl(&host, "/", &[]).await.status == 200).then_some(())).await;
 }
 
@@ -176,7 +275,7 @@ async fn what_is_in_progress_at_a_stop_is_finished() {
     let (go_on, mut answer_now) = tokio::sync::mpsc::channel::<()>(1);
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.read(&mut [0; 4096]).await.unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
         arrived.send(()).await.unwrap();
         answer_now.recv().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").await.unwrap();
@@ -199,8 +298,7 @@ async fn what_is_in_progress_at_a_stop_is_finished() {
 async fn every_request_is_logged_and_counted() {
     let (workspace, folder) = (Workspace::start().await, tempfile::tempdir().unwrap());
     let metrics = folder.path().join("metrics.sock");
-    let netd =
-        Netd::start(&socket(folder.path()), vec![route(BOX, None, Some("::1"), 7, &[(workspace.port, true)])]);
+    let netd = Netd::start(&socket(folder.path()), vec![route(BOX, None, Some("::1"), 7, &[(workspace.port, true)])]);
     let proxy = Proxy::start(folder, &format!("metrics = {metrics:?}")).await;
     proxy.wait_log("following netd's routes").await;
     let host = format!("{}-{BOX}.ws.test", workspace.port);

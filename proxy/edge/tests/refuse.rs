@@ -1,9 +1,12 @@
 //! Requests that do not reach a workspace, and what the caller is told; and a proxy that cannot start.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that does not hold")]
 mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use support::{Answer, BOX, Proxy, Workspace, command, read_to_close, route, write_certificate, write_config};
+use support::{
+    Answer, BOX, Netd, Proxy, Workspace, command, read_to_close, route, socket, write_certificate, write_config,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const STOPPED: &str = "aaaaaaaaaa";
@@ -57,7 +60,8 @@ async fn a_port_that_is_opened_and_closed_acts_on_the_next_request() {
     netd.upsert(as_route(true));
     support::wait_for("the open port", async || (proxy.curl(&host, "/", &[]).await.status == 200).then_some(())).await;
     netd.upsert(as_route(false));
-    support::wait_for("the closed port", async || (proxy.curl(&host, "/", &[]).await.status == 401).then_some(())).await;
+    support::wait_for("the closed port", async || (proxy.curl(&host, "/", &[]).await.status == 401).then_some(()))
+        .await;
 }
 
 #[tokio::test]
@@ -67,8 +71,12 @@ async fn what_others_could_read_differently_is_refused_and_the_connection_closed
     let host = format!("{}-{BOX}.ws.test", workspace.port);
     let smuggled = format!("GET /smuggled HTTP/1.1\r\nHost: {host}\r\n\r\n");
     for request in [
-        format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"),
-        format!("POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled}"),
+        format!(
+            "POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
+        ),
+        format!(
+            "POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled}"
+        ),
         format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcd{smuggled}"),
         format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: +4\r\n\r\nabcd{smuggled}"),
         format!("POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{smuggled}"),
@@ -104,6 +112,34 @@ async fn one_hosts_connection_does_not_carry_anothers_requests() {
     let answer = Answer::parse(&proxy.raw(&mine, request.as_bytes()).await);
     assert_eq!((answer.status, answer.json()["error"].as_str().unwrap()), (421, "misdirected"));
     assert_eq!(Answer::parse(&proxy.raw(&other, request.as_bytes()).await).status, 200);
+    // HTTP/2: :authority differs from the connection's name.
+    let answer = proxy.curl(&mine, "/", &["--http2", "-H", &format!("Host: {other}")]).await;
+    assert_eq!((answer.version.as_str(), answer.status), ("HTTP/2", 421));
+}
+
+#[tokio::test]
+async fn a_node_whose_proxy_address_is_missing_is_said_to_the_caller_and_to_the_operator() {
+    let folder = tempfile::tempdir().unwrap();
+    let routes = vec![route(BOX, None, Some("::1"), 1, &[(8080, true)])];
+    let _netd = Netd::start_from(&socket(folder.path()), routes, "2001:db8::2".parse().unwrap());
+    let proxy = Proxy::start(folder, "").await;
+    proxy.wait_log("following netd's routes").await;
+    let answer = proxy.curl("8080-k3v7qz2mna.ws.test", "/", &[]).await;
+    assert_eq!((answer.status, answer.json()["error"].as_str().unwrap()), (504, "unreachable"));
+    support::wait_for("the error in the log", async || {
+        proxy.logged(|line| line["level"] == "ERROR" && line["dial_from"] == "2001:db8::2")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_caller_that_says_nothing_is_cut_in_http2_too() {
+    let (proxy, _netd) = Proxy::with(vec![], "[limits]\nheader_timeout_s = 1\nidle_timeout_s = 1").await;
+    for opening in [&b""[..], b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"] {
+        let mut stream = proxy.try_connect("8080-box.ws.test", "h2").await.unwrap();
+        stream.write_all(opening).await.unwrap();
+        read_to_close(&mut stream).await;
+    }
 }
 
 #[tokio::test]
@@ -127,9 +163,11 @@ async fn slow_large_and_broken_requests_end() {
         let mut rest = Vec::new();
         let _ = receive.read_to_end(&mut rest).await;
     };
-    tokio::time::timeout(Duration::from_secs(10), async { tokio::select! { () = drip => panic!("never cut"), () = closed => {} } })
-        .await
-        .expect("cut after the header's time");
+    tokio::time::timeout(Duration::from_secs(10), async {
+        tokio::select! { () = drip => panic!("never cut"), () = closed => {} }
+    })
+    .await
+    .expect("cut after the header's time");
     // The same on a connection that has served a request before.
     let mut kept = proxy.connect(&host).await;
     let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
@@ -163,12 +201,14 @@ async fn a_workspace_that_does_not_answer_or_breaks_off_is_said() {
     full.listen(0).unwrap();
     let deaf = full.local_addr().unwrap().as_socket().unwrap();
     // A full backlog drops further connection requests, as a dead host would.
-    let _queued: Vec<_> = (0..2).map(|_| {
-        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let _ = socket.connect(&deaf.into());
-        socket
-    }).collect();
+    let _queued: Vec<_> = (0..2)
+        .map(|_| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&deaf.into());
+            socket
+        })
+        .collect();
     let rude = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
     let rude_port = rude.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -200,9 +240,9 @@ async fn connections_over_the_limit_are_closed_at_once() {
     let host = format!("{}-{BOX}.ws.test", workspace.port);
     let first = proxy.connect(&host).await;
     let _second = proxy.connect(&host).await;
-    assert!(proxy.try_connect(&host).await.is_err());
+    assert!(proxy.try_connect(&host, "http/1.1").await.is_err());
     drop(first);
-    support::wait_for("a free place", async || proxy.try_connect(&host).await.ok()).await;
+    support::wait_for("a free place", async || proxy.try_connect(&host, "http/1.1").await.ok()).await;
 }
 
 #[tokio::test]

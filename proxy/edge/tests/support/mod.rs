@@ -1,5 +1,11 @@
 //! What the tests of weft-proxy stand on: the binary itself, a netd that only streams routes, and servers in "workspaces".
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "test code, of which each file uses its own part"
+)]
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -57,7 +63,10 @@ pub fn route(id: &str, name: Option<&str>, address: Option<&str>, epoch: u64, po
         epoch,
         ports: ports
             .iter()
-            .map(|&(port, public)| Port { port, visibility: if public { Visibility::Public } else { Visibility::Private } })
+            .map(|&(port, public)| Port {
+                port,
+                visibility: if public { Visibility::Public } else { Visibility::Private },
+            })
             .collect(),
     }
 }
@@ -72,12 +81,17 @@ pub struct Netd {
 
 impl Netd {
     pub fn start(socket: &Path, routes: Vec<Route>) -> Self {
+        Self::start_from(socket, routes, Ipv6Addr::LOCALHOST)
+    }
+
+    /// One whose node's proxy address is this.
+    pub fn start_from(socket: &Path, routes: Vec<Route>, dial_from: Ipv6Addr) -> Self {
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket).unwrap();
         let (events, _) = broadcast::channel(64);
         let routes = Arc::new(Mutex::new(routes));
         let streams = Arc::new(AtomicUsize::new(0));
-        let server = tokio::spawn(Self::serve(listener, events.clone(), routes.clone(), streams.clone()));
+        let server = tokio::spawn(Self::serve(listener, events.clone(), routes.clone(), streams.clone(), dial_from));
         Self { events, routes, streams, server }
     }
 
@@ -86,6 +100,7 @@ impl Netd {
         events: broadcast::Sender<RouteEvent>,
         routes: Arc<Mutex<Vec<Route>>>,
         streams: Arc<AtomicUsize>,
+        dial_from: Ipv6Addr,
     ) {
         let mut open = tokio::task::JoinSet::new();
         loop {
@@ -97,14 +112,18 @@ impl Netd {
                     head.push(stream.read_u8().await?);
                 }
                 assert!(head.starts_with(b"GET /v1/routes/watch "), "{}", String::from_utf8_lossy(&head));
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n").await?;
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+                    .await?;
                 let mut event = {
                     let routes = routes.lock().unwrap().clone();
-                    RouteEvent::Snapshot { domain: DOMAIN.into(), dial_from: Ipv6Addr::LOCALHOST, routes }
+                    RouteEvent::Snapshot { domain: DOMAIN.into(), dial_from, routes }
                 };
                 streams.fetch_add(1, Ordering::SeqCst);
                 loop {
-                    stream.write_all(format!("data: {}\n\n", serde_json::to_string(&event).unwrap()).as_bytes()).await?;
+                    stream
+                        .write_all(format!("data: {}\n\n", serde_json::to_string(&event).unwrap()).as_bytes())
+                        .await?;
                     event = changes.recv().await.map_err(std::io::Error::other)?;
                 }
                 #[allow(unreachable_code)]
@@ -160,7 +179,9 @@ impl Workspace {
                         answered.fetch_add(1, Ordering::SeqCst);
                         tell(request, number)
                     });
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -181,8 +202,11 @@ impl Drop for Workspace {
 async fn tell(request: Request<Incoming>, connection: usize) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let headers: HashMap<String, String> =
-        parts.headers.iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into())).collect();
+    let headers: HashMap<String, String> = parts
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()))
+        .collect();
     let told = serde_json::json!({
         "method": parts.method.as_str(),
         "target": parts.uri.to_string(),
@@ -194,7 +218,11 @@ async fn tell(request: Request<Incoming>, connection: usize) -> Result<Response<
         "/large" => Bytes::from(vec![b'x'; 3 << 20]),
         _ => Bytes::from(told.to_string()),
     };
-    Ok(Response::builder().header("content-type", "application/json").header("keep-alive", "timeout=5").body(Full::new(answer)).unwrap())
+    Ok(Response::builder()
+        .header("content-type", "application/json")
+        .header("keep-alive", "timeout=5")
+        .body(Full::new(answer))
+        .unwrap())
 }
 
 /// A folder with a certificate for the domain, and the proxy that runs in it.
@@ -257,7 +285,7 @@ impl Proxy {
         let collected = lines.clone();
         tokio::spawn(async move {
             while let Ok(Some(line)) = stderr.next_line().await {
-                let value = serde_json::from_str(&line).unwrap_or_else(|_| Value::String(line));
+                let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 collected.lock().unwrap().push(value);
             }
         });
@@ -314,10 +342,10 @@ impl Proxy {
 
     /// A TLS connection on which a test speaks by itself.
     pub async fn connect(&self, sni: &str) -> TlsStream<TcpStream> {
-        self.try_connect(sni).await.unwrap()
+        self.try_connect(sni, "http/1.1").await.unwrap()
     }
 
-    pub async fn try_connect(&self, sni: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    pub async fn try_connect(&self, sni: &str, alpn: &str) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.folder.path().join("cert.pem")).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -326,7 +354,7 @@ impl Proxy {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![alpn.into()];
         let stream = TcpStream::connect(self.address).await?;
         TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(sni.to_owned()).unwrap(), stream).await
     }
