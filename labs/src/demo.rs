@@ -1,6 +1,4 @@
 //! The demo: brings the fabric up, shows each promise being kept as a table, and then leaves it to its visitor.
-#![allow(clippy::print_stdout)] // a table for people is its purpose
-
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -24,13 +22,13 @@ pub fn table(fabric: &Fabric, checks: &[Check]) -> Vec<&'static str> {
         let promise = check.promise;
         match result {
             Ok(Outcome { detail, exhibit }) => {
-                println!("  \u{2713} {promise:<57} {took:4.1} s  {detail}");
+                say!("  \u{2713} {promise:<57} {took:4.1} s  {detail}");
                 for line in exhibit.iter().flat_map(|text| text.lines()) {
-                    println!("        {line}");
+                    say!("        {line}");
                 }
             }
             Err(error) => {
-                println!("  \u{2717} {promise:<57} {took:4.1} s  {error:#}");
+                say!("  \u{2717} {promise:<57} {took:4.1} s  {error:#}");
                 failed.push(check.name);
             }
         }
@@ -41,9 +39,9 @@ pub fn table(fabric: &Fabric, checks: &[Check]) -> Vec<&'static str> {
 /// Shows the demo on an empty lab of the two-node topology. Gives back the fabric for the visitor to try.
 pub fn show(lab: &Lab) -> Result<(Fabric, Vec<&'static str>)> {
     let start = Instant::now();
-    println!("{}", draw(lab.topology()));
+    say!("{}", draw(lab.topology()));
     let fabric = Fabric::start(lab)?;
-    println!("The fabric is up after {:.1} s: lab {}.\n", start.elapsed().as_secs_f32(), lab.place().id);
+    say!("The fabric is up after {:.1} s: lab {}.\n", start.elapsed().as_secs_f32(), lab.place().id);
     let failed = table(&fabric, checks::TWO_NODES);
     Ok((fabric, failed))
 }
@@ -56,10 +54,10 @@ pub fn end(lab: &Lab) -> Result<()> {
     let remains = place.remains()?;
     let promise = "nothing is left over: no process, namespace, pin or file";
     if remains.is_empty() {
-        println!("  \u{2713} {promise:<57} {:4.1} s", start.elapsed().as_secs_f32());
+        say!("  \u{2713} {promise:<57} {:4.1} s", start.elapsed().as_secs_f32());
         return Ok(());
     }
-    println!("  \u{2717} {promise:<57} {}", remains.join(", "));
+    say!("  \u{2717} {promise:<57} {}", remains.join(", "));
     bail!("lab {} left something over: `lab down {}` removes it", place.id, place.id)
 }
 
@@ -72,17 +70,17 @@ pub fn invite(fabric: &Fabric) -> Result<()> {
     let lab = fabric.lab();
     let id = &lab.place().id;
     let host = checks::host(fabric, "amber")?;
-    println!("\nThe fabric runs until Ctrl-C. Try, in another terminal, as root:\n");
-    println!("  export WEFT_SOCKET={}", fabric.socket("a").display());
-    println!("  {dir}/netctl list");
-    println!("  {dir}/netctl explain workspace amber");
-    println!("  {dir}/netctl status");
-    println!("  {dir}/lab exec --lab {id} amber -- curl http://ipv4only.test/");
-    println!("  {dir}/lab exec --lab {id} amber -- ping -c3 {}", fabric.address("birch")?);
-    println!("  {dir}/lab exec --lab {id} visitor -- curl --cacert {} https://{host}/", fabric.pki().ca.display());
-    println!("  {dir}/lab exec --lab {id} isp -- tcpdump -ni underlay");
-    println!("  {dir}/lab exec --lab {id} stranger -- bash        # be the stranger: root, with every tool");
-    println!("\nLogs, keys and generated files are in {}.", lab.place().dir.display());
+    say!("\nThe fabric runs until Ctrl-C. Try, in another terminal, as root:\n");
+    say!("  export WEFT_SOCKET={}", fabric.socket("a").display());
+    say!("  {dir}/netctl list");
+    say!("  {dir}/netctl explain workspace amber");
+    say!("  {dir}/netctl status");
+    say!("  {dir}/lab exec --lab {id} amber -- curl http://ipv4only.test/");
+    say!("  {dir}/lab exec --lab {id} amber -- ping -c3 {}", fabric.address("birch")?);
+    say!("  {dir}/lab exec --lab {id} visitor -- curl --cacert {} https://{host}/", fabric.pki().ca.display());
+    say!("  {dir}/lab exec --lab {id} isp -- tcpdump -ni underlay");
+    say!("  {dir}/lab exec --lab {id} stranger -- bash        # be the stranger: root, with every tool");
+    say!("\nLogs, keys and generated files are in {}.", lab.place().dir.display());
     Ok(())
 }
 

@@ -71,6 +71,9 @@ impl Fabric {
         fabric.members.insert(seed.name.clone(), member);
         for node in topology.nodes.iter().filter(|node| node.name != seed.name) {
             fabric.wait_socket(&node.name)?;
+            if node.outside {
+                continue;
+            }
             let mut create = vec!["token".to_owned(), "create".into()];
             create.extend(node.roles.iter().flat_map(|role| ["--role".into(), format!("{role:?}").to_lowercase()]));
             let token: TokenReply = fabric.netctl(&seed.name, &create)?;
@@ -80,7 +83,7 @@ impl Fabric {
         for workspace in &topology.workspaces {
             fabric.attach(workspace)?;
         }
-        for node in &topology.nodes {
+        for node in topology.nodes.iter().filter(|node| !node.outside) {
             fabric.wait_ready(&node.name)?;
         }
         fabric.wait_served()?;

@@ -6,7 +6,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -28,6 +28,20 @@ const LISTEN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Lab {
     inner: Arc<Inner>,
+}
+
+/// A lab that may be down by now.
+#[derive(Debug, Clone)]
+pub struct WeakLab {
+    inner: Weak<Inner>,
+}
+
+impl WeakLab {
+    /// The lab, if somebody still holds it.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Lab> {
+        self.inner.upgrade().map(|inner| Lab { inner })
+    }
 }
 
 #[derive(Debug)]
@@ -81,6 +95,12 @@ impl Lab {
         let lab = Self::claim(topology)?;
         lab.build()?;
         Ok(lab)
+    }
+
+    /// A handle that does not keep the lab up.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakLab {
+        WeakLab { inner: Arc::downgrade(&self.inner) }
     }
 
     /// What was asked for.

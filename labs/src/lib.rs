@@ -4,6 +4,16 @@
 //! promises. The demo and the end-to-end tests use the same three.
 #![forbid(unsafe_code)]
 
+/// Prints a line. A reader that has gone away (a closed terminal, `| head`) must not keep a lab from being taken down,
+/// as the panic of `println!` would.
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 pub mod capture;
 pub mod checks;
 pub mod demo;
@@ -20,5 +30,5 @@ pub mod state;
 pub mod topology;
 
 pub use fabric::Fabric;
-pub use lab::Lab;
+pub use lab::{Lab, WeakLab};
 pub use topology::Topology;

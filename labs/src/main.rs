@@ -1,6 +1,4 @@
 //! `lab`: brings topologies up, shows the demo, and takes everything down again.
-#![allow(clippy::print_stdout)] // a program for people: what it prints is its purpose
-
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -13,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use weft_lab::{Fabric, Lab, Topology, demo, draw, serve, spawn, state};
+use weft_lab::{Fabric, Lab, Topology, demo, draw, say, serve, spawn, state};
 
 /// Network namespaces on one machine: an internet, nodes, workspaces.
 #[derive(Parser)]
@@ -118,7 +116,7 @@ fn run(command: Command) -> Result<()> {
         Command::Down { id } => state::down(&id),
         Command::Ls => ls(),
         Command::Draw { file } => {
-            print!("{}", draw::draw(&Topology::load(&file)?));
+            say!("{}", draw::draw(&Topology::load(&file)?));
             Ok(())
         }
         Command::Exec { lab, machine, program } => exec(lab.as_deref(), &machine, &program),
@@ -131,11 +129,11 @@ fn up(file: &Path, bare: bool) -> Result<()> {
     let lab = Lab::claim(Topology::load(file)?)?;
     let ended = end_on_signal(&lab)?;
     lab.build()?;
-    print!("{}", draw::draw(lab.topology()));
+    say!("{}", draw::draw(lab.topology()));
     if !bare && lab.topology().fabric.is_some() {
         Fabric::start(&lab)?;
     }
-    println!(
+    say!(
         "\nLab {} is up until Ctrl-C, or `lab down {}`. Its files are in {}.",
         lab.place().id,
         lab.place().id,
@@ -158,7 +156,7 @@ fn show_demo(once: bool) -> Result<()> {
     }
     drop(fabric);
     demo::end(&lab)?;
-    println!("\nThe demo took {:.1} s.", start.elapsed().as_secs_f32());
+    say!("\nThe demo took {:.1} s.", start.elapsed().as_secs_f32());
     if !failed.is_empty() {
         bail!("these promises were not kept: {}", failed.join(", "));
     }
@@ -174,7 +172,8 @@ fn end_on_signal(lab: &Lab) -> Result<Receiver<()>> {
         signals.push(signal(kind).context("cannot watch for signals")?);
     }
     drop(enter);
-    let lab = lab.clone();
+    // Weak: if the first thread panics, its lab must be the last one, so that it goes down.
+    let lab = lab.downgrade();
     let (hold, ended) = channel();
     thread::spawn(move || {
         // Held until the process ends: who waits for this end waits for good.
@@ -183,11 +182,10 @@ fn end_on_signal(lab: &Lab) -> Result<Receiver<()>> {
             let waits = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
             futures_util::future::select_all(waits).await;
         });
-        println!();
-        let code = match demo::end(&lab) {
+        let code = match lab.upgrade().map_or(Ok(()), |lab| demo::end(&lab)) {
             Ok(()) => 130,
             Err(error) => {
-                eprintln!("lab: {error:#}");
+                tracing::error!("{error:#}");
                 1
             }
         };
@@ -200,9 +198,9 @@ fn ls() -> Result<()> {
     for (place, record) in state::list()? {
         match record {
             Some(record) if record.owner.alive() => {
-                println!("{}  {}  {}", place.id, record.title, record.machines.join(" "))
+                say!("{}  {}  {}", place.id, record.title, record.machines.join(" "))
             }
-            _ => println!("{}  its runner is gone: `lab down {}` removes the remains", place.id, place.id),
+            _ => say!("{}  its runner is gone: `lab down {}` removes the remains", place.id, place.id),
         }
     }
     Ok(())

@@ -137,6 +137,9 @@ pub struct Node {
     /// Where weft-proxy listens; it is not started if empty.
     #[serde(default)]
     pub proxy: Vec<SocketAddr>,
+    /// Whether it stays outside of the fabric: its processes run, and wait to be told.
+    #[serde(default)]
+    pub outside: bool,
 }
 
 /// A workspace, with a process that serves a page in it.
