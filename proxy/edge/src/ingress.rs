@@ -122,7 +122,7 @@ impl Ingress {
     /// What to answer when forwarding failed; `None` if the caller is gone.
     fn failure(&self, error: &Error, to: Option<&Forward>) -> Option<Answer> {
         let Some(to) = to else { return Some(Answer::internal()) };
-        let cause = error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        let cause = io_cause(error);
         match (error.esource(), error.etype(), cause) {
             (ErrorSource::Upstream, ErrorType::ConnectRefused, _) => Some(Answer::port_silent(to.port, to.id)),
             (ErrorSource::Upstream, ErrorType::ConnectTimedout, _) => {
@@ -141,6 +141,10 @@ impl Ingress {
             (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout, _) => {
                 Some(Answer::upstream_timeout(to.port, to.id))
             }
+            (ErrorSource::Upstream, ErrorType::ConnectError, _) => {
+                Some(Answer::unreachable(to.id, "the connection cannot be made"))
+            }
+            (ErrorSource::Upstream, ErrorType::InternalError, _) => Some(Answer::internal()),
             (ErrorSource::Upstream, ..) => Some(Answer::bad_upstream(to.port, to.id)),
             (ErrorSource::Downstream, ErrorType::ReadTimedout, _) => Some(Answer::request_timeout()),
             (
@@ -335,6 +339,18 @@ impl ProxyHttp for Ingress {
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Request, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
+}
+
+/// What the kernel said, wherever in the chain of causes it stands.
+fn io_cause(error: &Error) -> Option<ErrorKind> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error.root_cause());
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// The host that a plain HTTP request asks for, and its target.

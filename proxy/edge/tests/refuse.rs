@@ -5,7 +5,7 @@ mod support;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use support::{
-    Answer, BOX, Netd, Proxy, Workspace, command, read_to_close, route, socket, write_certificate, write_config,
+    Answer, BOX, Netd, Netns, Proxy, Workspace, command, read_to_close, route, socket, write_certificate, write_config,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -130,6 +130,24 @@ async fn a_node_whose_proxy_address_is_missing_is_said_to_the_caller_and_to_the_
         proxy.logged(|line| line["level"] == "ERROR" && line["dial_from"] == "2001:db8::2")
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_the_network_answers_is_told_at_once() {
+    let netns = Netns::with_routes(&["prohibit 2001:db8:1::/64", "unreachable 2001:db8:2::/64"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let routes = vec![
+        route(BOX, None, Some("2001:db8:1::7"), 1, &[(8080, true)]),
+        route("bbbbbbbbbb", None, Some("2001:db8:2::7"), 1, &[(8080, true)]),
+    ];
+    let _netd = Netd::start(&socket(folder.path()), routes);
+    let proxy = Proxy::start_in(netns, folder).await;
+    proxy.wait_log("following netd's routes").await;
+    for (id, says) in [(BOX, "does not admit this proxy"), ("bbbbbbbbbb", "no route leads to it")] {
+        let answer = proxy.curl(&format!("8080-{id}.ws.test"), "/", &[]).await;
+        assert_eq!((answer.status, answer.json()["error"].as_str().unwrap()), (504, "unreachable"));
+        assert!(answer.json()["message"].as_str().unwrap().contains(says), "{answer:?}");
+    }
 }
 
 #[tokio::test]

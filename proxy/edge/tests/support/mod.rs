@@ -230,7 +230,48 @@ pub struct Proxy {
     pub folder: tempfile::TempDir,
     pub address: SocketAddr,
     pub lines: Arc<Mutex<Vec<Value>>>,
+    netns: Option<Netns>,
     child: Child,
+}
+
+/// A network namespace of a test's own; it ends with it.
+pub struct Netns(String);
+
+impl Netns {
+    /// One with nothing but loopback, and these routes.
+    pub async fn with_routes(routes: &[&str]) -> Self {
+        let netns = Self(format!("weft-proxy-{}", std::process::id()));
+        netns.ip(&["netns", "add", &netns.0]).await;
+        netns.ip(&["-n", &netns.0, "link", "set", "lo", "up"]).await;
+        for route in routes {
+            let words: Vec<&str> = ["-n", &netns.0, "-6", "route", "add"].into_iter().chain(route.split(' ')).collect();
+            netns.ip(&words).await;
+        }
+        netns
+    }
+
+    async fn ip(&self, words: &[&str]) {
+        let output = Command::new("ip").args(words).output().await.unwrap();
+        assert!(output.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+/// A command, in a namespace if one is given.
+fn program(netns: Option<&Netns>, name: &str) -> Command {
+    match netns {
+        None => Command::new(name),
+        Some(Netns(netns)) => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net=/run/netns/{netns}")).arg(name);
+            command
+        }
+    }
 }
 
 pub fn write_certificate(folder: &Path) {
@@ -254,7 +295,11 @@ pub fn write_config(folder: &Path, more: &str) {
 }
 
 pub fn command(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weft-proxy"));
+    command_in(None, folder)
+}
+
+fn command_in(netns: Option<&Netns>, folder: &Path) -> Command {
+    let mut command = program(netns, env!("CARGO_BIN_EXE_weft-proxy"));
     command.arg("--config").arg(folder.join("proxy.toml"));
     command.arg("--state-dir").arg(folder.join("state")).arg("--run-dir").arg(folder).arg("--log-json");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -275,11 +320,18 @@ impl Proxy {
     pub async fn start(folder: tempfile::TempDir, more: &str) -> Self {
         write_certificate(folder.path());
         write_config(folder.path(), more);
-        Self::spawn(folder).await
+        Self::spawn(folder, None).await
     }
 
-    async fn spawn(folder: tempfile::TempDir) -> Self {
-        let mut child = command(folder.path()).spawn().unwrap();
+    /// One in a namespace, where only [`Self::curl`] reaches it.
+    pub async fn start_in(netns: Netns, folder: tempfile::TempDir) -> Self {
+        write_certificate(folder.path());
+        write_config(folder.path(), "");
+        Self::spawn(folder, Some(netns)).await
+    }
+
+    async fn spawn(folder: tempfile::TempDir, netns: Option<Netns>) -> Self {
+        let mut child = command_in(netns.as_ref(), folder.path()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let collected = lines.clone();
@@ -289,7 +341,7 @@ impl Proxy {
                 collected.lock().unwrap().push(value);
             }
         });
-        let mut proxy = Self { folder, address: SocketAddr::from(([127, 0, 0, 1], 0)), lines, child };
+        let mut proxy = Self { folder, address: SocketAddr::from(([127, 0, 0, 1], 0)), lines, netns, child };
         let listening = proxy.wait_log("listening").await;
         proxy.address = listening["address"].as_str().unwrap().parse().unwrap();
         proxy
@@ -299,7 +351,7 @@ impl Proxy {
     pub async fn restart(mut self) -> Self {
         self.child.kill().await.unwrap();
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
-        Self::spawn(folder).await
+        Self::spawn(folder, None).await
     }
 
     pub fn pid(&self) -> i32 {
@@ -325,7 +377,7 @@ impl Proxy {
 
     /// Asks with curl, which speaks HTTP/2 if it may.
     pub async fn curl(&self, host: &str, path: &str, more: &[&str]) -> Answer {
-        let output: Output = Command::new("curl")
+        let output: Output = program(self.netns.as_ref(), "curl")
             .args(["-sS", "-i", "--max-time", "20", "--http2"])
             .arg("--cacert")
             .arg(self.folder.path().join("cert.pem"))
