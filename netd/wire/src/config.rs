@@ -77,12 +77,13 @@ pub enum ConfigError {
 enum Section {
     None,
     Interface,
-    Peer { started: usize, peer: Option<Peer>, pending: Pending },
+    Peer(Box<Draft>),
 }
 
-/// What stands in a [Peer] section before its PublicKey.
-#[derive(Default)]
-struct Pending {
+/// A [Peer] section that is being read: its PublicKey may come last.
+struct Draft {
+    started: usize,
+    public_key: Option<Key>,
     preshared_key: Option<Secret>,
     allowed_ips: Vec<IpNet>,
     endpoint: Option<SocketAddr>,
@@ -109,7 +110,7 @@ impl Config {
                 config.close(section)?;
                 section = match content.to_ascii_lowercase().as_str() {
                     "[interface]" => Section::Interface,
-                    "[peer]" => Section::Peer { started: line, peer: None, pending: Pending::default() },
+                    "[peer]" => Section::Peer(Box::new(Draft::new(line))),
                     _ => return Err(fail("an unknown section: use [Interface] and [Peer]")),
                 };
                 continue;
@@ -121,18 +122,18 @@ impl Config {
                     return Err(fail("a value before the first section: begin with [Interface] or [Peer]"));
                 }
                 Section::Interface => config.interface(&name, value).map_err(|what| fail(&what))?,
-                Section::Peer { peer, pending, .. } => {
+                Section::Peer(draft) => {
                     if name == "publickey" {
                         let key: Key = value.parse().map_err(|_| fail(&bad_key("PublicKey")))?;
-                        if peer.is_some() {
+                        if draft.public_key.is_some() {
                             return Err(fail("a second PublicKey in one [Peer]: begin another [Peer]"));
                         }
                         if !keys.insert(key) {
                             return Err(ConfigError::Twice { line, key });
                         }
-                        *peer = Some(Peer::new(key));
+                        draft.public_key = Some(key);
                     } else {
-                        pending.set(&name, value).map_err(|what| fail(&what))?;
+                        draft.set(&name, value).map_err(|what| fail(&what))?;
                     }
                 }
             }
@@ -189,20 +190,33 @@ impl Config {
     }
 
     fn close(&mut self, section: Section) -> Result<(), ConfigError> {
-        if let Section::Peer { started, peer, pending } = section {
-            let no_key = || ConfigError::Line { line: started, what: "a [Peer] without PublicKey: add it".into() };
-            let mut peer = peer.ok_or_else(no_key)?;
-            peer.preshared_key = pending.preshared_key;
-            peer.allowed_ips = pending.allowed_ips;
-            peer.endpoint = pending.endpoint;
-            peer.persistent_keepalive = pending.persistent_keepalive;
-            self.peers.push(peer);
+        if let Section::Peer(draft) = section {
+            let what = "a [Peer] without PublicKey: add it".into();
+            let public_key = draft.public_key.ok_or(ConfigError::Line { line: draft.started, what })?;
+            self.peers.push(Peer {
+                public_key,
+                preshared_key: draft.preshared_key,
+                allowed_ips: draft.allowed_ips,
+                endpoint: draft.endpoint,
+                persistent_keepalive: draft.persistent_keepalive,
+            });
         }
         Ok(())
     }
 }
 
-impl Pending {
+impl Draft {
+    fn new(started: usize) -> Self {
+        Self {
+            started,
+            public_key: None,
+            preshared_key: None,
+            allowed_ips: Vec::new(),
+            endpoint: None,
+            persistent_keepalive: None,
+        }
+    }
+
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         match name {
             "presharedkey" => {

@@ -25,6 +25,7 @@ reasons! {
     NoEndpoint "no_endpoint" "Out: nobody knows yet where the peer is.",
     NoKey "no_key" "Out: no private key is configured.",
     MalformedInner "malformed_inner" "Out: the TUN gave something that is no IP packet.",
+    QueueFull "queue_full" "Out: no session yet, and enough packets wait for one.",
     SendFailed "send_failed" "Out: the socket refused the datagram.",
     Unsealed "unsealed" "Out: the session could not encrypt.",
     MalformedOuter "malformed_outer" "In: no WireGuard message.",

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -34,6 +34,11 @@ const PLAIN_FOR: Duration = Duration::from_secs(60);
 /// No message may carry a counter beyond this (WireGuard paper 6.5: Reject-After-Messages).
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
+/// How many packets of one peer wait for a session.
+const MAX_WAITING: usize = 64;
+/// And of all peers together: dead peers must not fill the memory, however many are called.
+const MAX_WAITING_TOTAL: usize = 4096;
+
 /// Length of a message's header and tag around the inner packet.
 pub(crate) const DATA_OVERHEAD: usize = 32;
 /// Room that a handshake message needs, whatever the packet's length.
@@ -49,6 +54,8 @@ pub(crate) struct Identity {
     pub(crate) limiter: RateLimiter,
     /// Given to each `Tunn`, which would judge, and count, the same message again.
     unlimited: Arc<RateLimiter>,
+    /// How many packets of all peers wait for a session.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Identity {
@@ -57,7 +64,15 @@ impl Identity {
         let (dalek_secret, dalek_public) = (secret.dalek(), public.dalek());
         let limiter = RateLimiter::new(&dalek_public, handshakes_per_second);
         let unlimited = Arc::new(RateLimiter::new(&dalek_public, u64::MAX));
-        Self { secret, public, dalek_secret, dalek_public, limiter, unlimited }
+        let waiting = Arc::default();
+        Self { secret, public, dalek_secret, dalek_public, limiter, unlimited, waiting }
+    }
+}
+
+#[cfg(test)]
+impl Identity {
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
     }
 }
 
@@ -94,8 +109,37 @@ pub(crate) enum Sealed {
     Handshake(usize),
     /// The packet waits for a session.
     Queued,
+    /// Too many wait already. There may be this many bytes of handshake message in the buffer.
+    QueueFull(usize),
     /// It is lost.
     Failed,
+}
+
+/// The packets of one peer that wait, as part of all that do.
+#[derive(Default)]
+struct Waiting {
+    count: usize,
+    total: Arc<AtomicUsize>,
+}
+
+impl Waiting {
+    fn add(&mut self, total: &Arc<AtomicUsize>) {
+        if self.count == 0 {
+            self.total = Arc::clone(total);
+        }
+        self.count += 1;
+        self.total.fetch_add(1, Relaxed);
+    }
+
+    fn clear(&mut self) {
+        self.total.fetch_sub(std::mem::take(&mut self.count), Relaxed);
+    }
+}
+
+impl std::ops::Drop for Waiting {
+    fn drop(&mut self) {
+        self.clear();
+    }
 }
 
 /// What became of a received data message.
@@ -121,6 +165,7 @@ pub(crate) struct Session {
     endpoint: Option<SocketAddr>,
     last_receiver: Option<u32>,
     confirmed: bool,
+    waiting: Waiting,
     last_sent: Option<Instant>,
     last_busy: Option<Instant>,
     plain_until: Option<Instant>,
@@ -162,6 +207,7 @@ impl Session {
     pub(crate) fn forget(&mut self) {
         self.tunn = None;
         self.last_receiver = None;
+        self.waiting.clear();
     }
 
     /// Whether packets can be encrypted right now.
@@ -204,14 +250,25 @@ impl Session {
         if out.len() < (packet.len() + DATA_OVERHEAD).max(HANDSHAKE_ROOM) {
             return Sealed::Failed;
         }
-        let sealed = match self.wake(peer, identity).encapsulate(packet, out) {
-            TunnResult::WriteToNetwork(message) if message.first() == Some(&4) => Sealed::Data(message.len()),
-            TunnResult::WriteToNetwork(message) => Sealed::Handshake(message.len()),
-            TunnResult::Done => Sealed::Queued,
-            _ => Sealed::Failed,
+        let full = self.waiting.count >= MAX_WAITING || identity.waiting.load(Relaxed) >= MAX_WAITING_TOTAL;
+        let sealed = if full && !self.established() {
+            match self.wake(peer, identity).format_handshake_initiation(out, false) {
+                TunnResult::WriteToNetwork(message) => Sealed::QueueFull(message.len()),
+                _ => Sealed::QueueFull(0),
+            }
+        } else {
+            match self.wake(peer, identity).encapsulate(packet, out) {
+                TunnResult::WriteToNetwork(message) if message.first() == Some(&4) => Sealed::Data(message.len()),
+                TunnResult::WriteToNetwork(message) => Sealed::Handshake(message.len()),
+                TunnResult::Done => Sealed::Queued,
+                _ => Sealed::Failed,
+            }
         };
+        if matches!(sealed, Sealed::Handshake(_) | Sealed::Queued) {
+            self.waiting.add(&identity.waiting);
+        }
         self.last_busy = Some(now);
-        if let Sealed::Data(len) | Sealed::Handshake(len) = sealed {
+        if let Sealed::Data(len) | Sealed::Handshake(len) | Sealed::QueueFull(len @ 1..) = sealed {
             self.last_sent = Some(now);
             peer.counters.sent(len);
         }
@@ -333,6 +390,7 @@ impl Session {
             peer.counters.sent(message.len());
             send(message, to);
         }
+        self.waiting.clear();
     }
 
     /// Looks at the timers; answers when to look again, or `None` if nothing is to be done before the next packet.

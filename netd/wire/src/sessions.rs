@@ -185,6 +185,21 @@ fn a_side_that_lost_everything_gets_a_new_session() {
 }
 
 #[test]
+fn a_dead_peer_holds_few_packets_and_gives_them_back() {
+    let (left, _, _) = pair();
+    let (peer, identity) = left.parts();
+    let mut out = [0; 300];
+    let mut seal = || peer.session().seal(&peer, &identity, Instant::now(), &packet(1), &mut out);
+    assert!(matches!(seal(), Sealed::Handshake(_)));
+    let queued = (0..100).filter(|_| seal() == Sealed::Queued).count();
+    assert_eq!(queued, 63);
+    assert_eq!(seal(), Sealed::QueueFull(0));
+    assert_eq!(identity.waiting(), 64);
+    peer.session().forget();
+    assert_eq!(identity.waiting(), 0);
+}
+
+#[test]
 fn timers_of_a_peer_without_a_session_cost_nothing_and_a_keepalive_begins_one() {
     let (left, _, _) = pair();
     let (peer, identity) = left.parts();

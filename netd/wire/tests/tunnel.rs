@@ -18,6 +18,10 @@ fn carries_everything_over_ipv4() {
     transfer_udp(&a, &b, 2000).unwrap();
     let state = a.client().get().unwrap();
     assert!(state.peers[0].last_handshake.is_some() && state.peers[0].rx_bytes > 64 << 20);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", a.pid())).unwrap();
+    for line in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"] {
+        assert!(status.contains(line), "{line} in {status}");
+    }
 }
 
 #[test]

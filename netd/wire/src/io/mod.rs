@@ -1,6 +1,5 @@
 //! The process: waits for its inputs, gives up its privileges, and runs one thread a direction, one for timers and one for
 //! the control socket. The only unsafe code of the crate is in `udp`.
-#![allow(unsafe_code)]
 
 mod batch;
 mod control;

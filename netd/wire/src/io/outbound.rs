@@ -68,6 +68,12 @@ fn take(engine: &Engine, buf: &mut [u8], len: usize, mtu: usize, batch: &mut Bat
         match session.seal(&peer, &identity, now, segment, slot) {
             Sealed::Data(len) | Sealed::Handshake(len) => batch.commit(len, to, plain),
             Sealed::Queued => {}
+            Sealed::QueueFull(len) => {
+                counters.drop(Drop::QueueFull);
+                if len > 0 {
+                    batch.commit(len, to, plain);
+                }
+            }
             Sealed::Failed => counters.drop(Drop::Unsealed),
         }
     });

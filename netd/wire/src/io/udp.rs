@@ -1,4 +1,6 @@
 //! The UDP socket: IPv4 and IPv6 on one descriptor, segmented sends (UDP_SEGMENT), and joined receives (UDP_GRO, recvmmsg).
+#![allow(unsafe_code)]
+
 use std::{
     io,
     mem::{self, size_of},

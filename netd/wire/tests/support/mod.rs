@@ -1,5 +1,6 @@
 //! Two nodes on a veth, and traffic whose every byte is checked.
 #![allow(dead_code)] // each test file uses its own part
+#![allow(clippy::unwrap_used)] // a fixture that cannot be laid ends its test
 use std::{
     fs,
     io::{Read, Write},
@@ -350,7 +351,7 @@ pub(crate) fn transfer_tcp(from: &impl End, to: &impl End, bytes: u64) -> Result
                 if !rest.is_empty() {
                     let next = at + first as u64;
                     pattern(next, &mut expected);
-                    ensure!(next % 8 == 0 && *rest == expected[..rest.len()], "bytes differ near {next}");
+                    ensure!(next.is_multiple_of(8) && *rest == expected[..rest.len()], "bytes differ near {next}");
                 }
                 at += len as u64;
             }
