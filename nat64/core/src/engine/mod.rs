@@ -225,13 +225,16 @@ impl Engine {
                 }
             }
         };
-        if let Some(count) = counts.get_mut(reason as usize) {
-            *count += 1;
-        }
+        increment(counts, reason);
         if let Some(source) = from.and_then(|from| self.sources.get_mut(from)) {
             source.drops += 1;
         }
         verdict
+    }
+
+    /// Counts a packet that its reader had to drop.
+    pub fn note_drop(&mut self, reason: Reason) {
+        increment(&mut self.counters.drops, reason);
     }
 
     /// When [`Engine::handle_timeout`] has something to do next.
@@ -291,6 +294,12 @@ impl Engine {
     #[must_use]
     pub fn fragments(&self) -> usize {
         self.fragments6.len() + self.fragments4.len()
+    }
+}
+
+fn increment(counts: &mut [u64], reason: Reason) {
+    if let Some(count) = counts.get_mut(reason as usize) {
+        *count += 1;
     }
 }
 
