@@ -138,10 +138,9 @@ async fn serve_udp(socket: Arc<UdpSocket>, service: Arc<Service>) {
             if asker.port() == 0 {
                 return;
             }
-            if let Some(response) = service.respond(&request, *asker.ip(), Transport::Udp).await {
-                if let Err(error) = socket.send_to(&response, from).await {
-                    tracing::debug!(%error, asker = %from, "sending over UDP");
-                }
+            let Some(response) = service.respond(&request, *asker.ip(), Transport::Udp).await else { return };
+            if let Err(error) = socket.send_to(&response, from).await {
+                tracing::debug!(%error, asker = %from, "sending over UDP");
             }
         });
     }

@@ -168,10 +168,10 @@ impl Names {
             IpNet::V6(net) => net,
         };
         let address = net.addr();
-        if net.prefix_len() == 128 {
-            if let Some(host) = translation.extract(address) {
-                return self.reverse_translated(name, kind, address, host, translation);
-            }
+        if net.prefix_len() == 128
+            && let Some(host) = translation.extract(address)
+        {
+            return self.reverse_translated(name, kind, address, host, translation);
         }
         let ours = (net.prefix_len() >= ULA.prefix_len() && ULA.contains(&address))
             || self.askers.iter().any(|asker| asker.contains(&net))
@@ -219,7 +219,7 @@ impl Names {
         }
     }
 
-    /// PTR of ipv4only.arpa's own addresses (RFC 8880 6.2); everything else of IPv4 is the upstream's.
+    /// PTR of ipv4only.arpa's own addresses (RFC 8880 7.2); everything else of IPv4 is the upstream's.
     fn reverse_v4(&self, name: &Name, kind: RecordType, host: Ipv4Addr, whole: bool) -> Decision {
         if !whole || !WELL_KNOWN_V4.contains(&host) {
             return Decision::Forward;

@@ -90,7 +90,7 @@ impl Translation {
     /// What of an AAAA answer may be given.
     #[must_use]
     pub fn native(&self, answers: &[Record]) -> Native {
-        let addresses = || answers.iter().filter_map(|record| aaaa(record));
+        let addresses = || answers.iter().filter_map(aaaa);
         if !addresses().any(|address| !self.excluded(address)) {
             return Native::Empty;
         }
