@@ -176,7 +176,7 @@ fn nft(view: &NodeView) -> String {
     if let Some(uplink) = &view.uplink {
         let _ = write!(
             text,
-            "  chain masquerade {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
+            "  chain to-internet {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
              oifname \"{}\" ip6 saddr {{ {inside} }} ip6 daddr != {{ {inside} }} masquerade\n  }}\n",
             uplink.name
         );

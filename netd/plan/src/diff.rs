@@ -12,7 +12,7 @@ use crate::state::{Desired, Hook, Observed, Op, Route, TRANSLATOR, TUNNEL, Targe
 #[must_use]
 pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
-    let gone = |id: &&WorkspaceId| !desired.links.contains_key(*id);
+    let gone = |id: &&WorkspaceId| is_gone(**id, desired, observed);
     // revoke
     for entry in observed.tables.entries().filter(|entry| !desired.tables.has_key(entry)) {
         ops.push(Op::Delete(entry));
@@ -35,7 +35,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     if observed.config.as_ref() != Some(&desired.config) {
         ops.push(Op::SetConfig(desired.config.clone()));
     }
-    ops.extend(desired.hooks.difference(&observed.hooks).cloned().map(Op::AttachHook));
+    let current = |hook: &&Hook| observed.hooks.get(*hook) == Some(&true);
+    ops.extend(desired.hooks.iter().filter(|hook| !current(hook)).cloned().map(Op::AttachHook));
     if observed.nft.as_deref() != Some(&nft_digest(&desired.nft)) {
         ops.push(Op::SetNft(desired.nft.clone()));
     }
@@ -43,20 +44,26 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     ops.extend(desired.loopback.difference(&observed.loopback).copied().map(Op::AddLoopback));
     sysctls(desired, observed, &mut ops);
     for (id, spec) in &desired.links {
-        if observed.links.get(id).is_some_and(|state| !state.is(spec)) {
+        if observed.links.get(id).is_some_and(|state| state.complete && !state.is(spec)) {
             ops.push(Op::RepairLink(spec.clone()));
         }
     }
+    // two routes of one destination and metric would be siblings: the old one goes first, and the backing route answers
+    let replaced = |stale: &&Route| {
+        missing_routes.iter().any(|new| new.destination == stale.destination && new.metric == stale.metric)
+    };
+    let stale: Vec<&Route> = observed.routes.difference(&desired.routes).collect();
+    let stale = stale.into_iter().filter(|route| !of_gone_link(route, desired, observed));
+    let (first, later): (Vec<&Route>, Vec<&Route>) = stale.partition(replaced);
+    ops.extend(first.into_iter().cloned().map(Op::RemoveRoute));
     let reachable = |route: &&&Route| !backing(route) && device_exists(route, desired, observed);
     ops.extend(missing_routes.iter().filter(reachable).map(|route| Op::AddRoute((*route).clone())));
     // what is no longer wanted
-    let stale = observed.routes.difference(&desired.routes).filter(|route| !of_gone_link(route, desired, observed));
-    ops.extend(stale.cloned().map(Op::RemoveRoute));
+    ops.extend(later.into_iter().cloned().map(Op::RemoveRoute));
     ops.extend(observed.loopback.difference(&desired.loopback).copied().map(Op::RemoveLoopback));
-    ops.extend(observed.hooks.difference(&desired.hooks).cloned().map(Op::DetachHook));
+    ops.extend(observed.hooks.keys().filter(|hook| !desired.hooks.contains(*hook)).cloned().map(Op::DetachHook));
     ops.extend(observed.links.keys().filter(gone).copied().map(Op::RemoveLink));
-    let detached = |pin: &&String| !desired.hooks.iter().chain(&observed.hooks).any(|hook| hook_pin(hook) == **pin);
-    ops.extend(observed.stale_pins.iter().filter(detached).cloned().map(Op::RemovePin));
+    ops.extend(observed.stale_pins.iter().cloned().map(Op::RemovePin));
     ops
 }
 
@@ -66,18 +73,14 @@ pub fn missing(desired: &Desired, observed: &Observed) -> Vec<WorkspaceId> {
     desired.links.keys().filter(|id| !observed.links.contains_key(id)).copied().collect()
 }
 
-/// The name of a hook's pin below the folder of links.
-#[must_use]
-pub(crate) fn hook_pin(hook: &Hook) -> String {
-    match hook {
-        Hook::Uplink(name) => format!("links/uplink_{name}"),
-        Hook::Tunnel => "links/tunnel".to_owned(),
-    }
+/// Whether a link that is there is to be removed: nobody's, or left half-made by an attach that was cut short.
+fn is_gone(id: WorkspaceId, desired: &Desired, observed: &Observed) -> bool {
+    observed.links.get(&id).is_some_and(|state| !state.complete || !desired.links.contains_key(&id))
 }
 
 /// Whether an orphaned address is about to get its link's entry back by a repair.
 fn expected(desired: &Desired, observed: &Observed, address: std::net::Ipv6Addr) -> bool {
-    let mut live = desired.links.iter().filter(|(id, _)| observed.links.contains_key(id));
+    let mut live = desired.links.iter().filter(|(id, _)| observed.links.get(id).is_some_and(|state| state.complete));
     live.any(|(_, spec)| spec.ws.address.address() == address || spec.ws.address.twin() == address)
 }
 
@@ -102,13 +105,13 @@ fn sysctls(desired: &Desired, observed: &Observed, ops: &mut Vec<Op>) {
 fn device_exists(route: &Route, desired: &Desired, observed: &Observed) -> bool {
     let Target::Device { name, .. } = &route.target else { return true };
     name == TUNNEL || desired.tuns.contains_key(name) || {
-        WorkspaceId::from_ifname(name).is_some_and(|id| observed.links.contains_key(&id))
+        let state = WorkspaceId::from_ifname(name).and_then(|id| observed.links.get(&id));
+        state.is_some_and(|state| state.complete)
     }
 }
 
 /// Whether a route goes away together with a link that the plan removes.
 fn of_gone_link(route: &Route, desired: &Desired, observed: &Observed) -> bool {
     let Target::Device { name, .. } = &route.target else { return false };
-    let id = WorkspaceId::from_ifname(name);
-    id.is_some_and(|id| !desired.links.contains_key(&id) && observed.links.contains_key(&id))
+    WorkspaceId::from_ifname(name).is_some_and(|id| is_gone(id, desired, observed))
 }

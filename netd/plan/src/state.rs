@@ -24,6 +24,8 @@ pub const BACKING_METRIC: u32 = 4_278_198_272;
 pub const METRIC: u32 = 1024;
 /// MAC of the host's end of every workspace link.
 pub const HOST_MAC: [u8; 6] = [0x02, 0x57, 0, 0, 0, 1];
+/// Link group of a workspace's link whose attach came to its end.
+pub const LINK_GROUP: u32 = 87;
 /// How many flows one workspace may have open.
 pub const FLOW_LIMIT: u32 = 16_384;
 
@@ -129,6 +131,8 @@ pub struct LinkSpec {
 pub struct LinkState {
     /// Its index.
     pub index: u32,
+    /// Whether its attach came to its end; one that did not is removed, and made anew with its netns.
+    pub complete: bool,
     /// Its MTU.
     pub mtu: u32,
     /// Whether it is up.
@@ -148,7 +152,8 @@ impl LinkState {
     #[must_use]
     pub fn is(&self, spec: &LinkSpec) -> bool {
         let (address, twin) = (spec.ws.address.address(), spec.ws.address.twin());
-        self.up
+        self.complete
+            && self.up
             && self.mtu == spec.mtu
             && self.gateway
             && self.programs
@@ -211,15 +216,15 @@ pub struct Observed {
     pub config: Option<DataConfig>,
     /// The data path's tables.
     pub tables: Tables,
-    /// Programs of the node itself that are attached in this version.
-    pub hooks: BTreeSet<Hook>,
+    /// Programs of the node itself that are pinned, and whether each is this version's and on a living interface.
+    pub hooks: BTreeMap<Hook, bool>,
     /// Links that are named like a workspace's.
     pub links: BTreeMap<WorkspaceId, LinkState>,
     /// The digest in the comment of the table `inet weft`; `None` if there is no such table.
     pub nft: Option<String>,
     /// Addresses in the programs' tables whose link is gone.
     pub orphans: BTreeSet<Ipv6Addr>,
-    /// Names below the BPF directory that belong to no link, or to another version of the programs or maps.
+    /// Paths below the BPF directory that belong to no link and no hook, or to another version of programs or maps.
     pub stale_pins: BTreeSet<String>,
 }
 

@@ -1,0 +1,5 @@
+//! The kernel's side on a real kernel: a node in a network namespace of its own, workspaces in others. Needs root.
+mod attach;
+mod isolation;
+mod packet;
+mod support;
