@@ -88,7 +88,8 @@ fn start_log(json: bool) {
     });
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A caller that logs already keeps its own way.
-    let _ = if json { log.json().try_init() } else { log.try_init() };
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let _ = if json { log.json().flatten_event(true).try_init() } else { log.with_ansi(ansi).try_init() };
 }
 
 /// Serves the newest good view, for ever.
