@@ -149,3 +149,27 @@ pub(crate) fn tls_error(endpoint: SocketAddr, error: &rustls::Error) -> ClientEr
     };
     ClientError::Tls { endpoint: endpoint.to_string(), reason: error.to_string(), hint }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_is_not_ours_is_told_from_one_that_is_not_there() {
+        let path = std::path::Path::new("/run/weft/netd.sock");
+        let denied = unix_error(path, &io::ErrorKind::PermissionDenied.into());
+        assert!(denied.to_string().contains("run this as root"), "{denied}");
+        assert!(!denied.is_transient());
+        assert!(unix_error(path, &io::ErrorKind::NotFound.into()).to_string().contains("netd is not running"));
+    }
+
+    #[test]
+    fn a_wrong_clock_is_named() {
+        use rustls::CertificateError::{Expired, NotValidYet, UnknownIssuer};
+        let says =
+            |error| tls_error("192.0.2.1:7443".parse().unwrap(), &rustls::Error::InvalidCertificate(error)).to_string();
+        assert!(says(NotValidYet).contains("clock is behind"));
+        assert!(says(Expired).contains("clock runs ahead"));
+        assert!(says(UnknownIssuer).contains("not a seed of this fabric"));
+    }
+}

@@ -141,16 +141,18 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let request = |body: Bytes| self.request(method.clone(), path, body, "application/json");
+        // Made before anything is opened: a request that cannot be made must not look like a netd that is away.
+        let request = self.request(method, path, body, "application/json")?;
         let (mut sender, reused) = match self.take_idle() {
             Some(sender) => (sender, true),
             None => (self.target.connect().await?, false),
         };
-        let mut outcome = sender.try_send_request(request(body.clone())?).await;
-        if reused && outcome.as_mut().is_err_and(|error| error.take_message().is_some()) {
+        let mut outcome = sender.try_send_request(request).await;
+        let unsent = outcome.as_mut().err().filter(|_| reused).and_then(|error| error.take_message());
+        if let Some(request) = unsent {
             // A kept connection had been closed by the other end before the request left: it is safe to send it again.
             sender = self.target.connect().await?;
-            outcome = sender.try_send_request(request(body)?).await;
+            outcome = sender.try_send_request(request).await;
         }
         let response = outcome.map_err(|error| self.broken(error.error()))?;
         if !response.status().is_success() {

@@ -6,9 +6,12 @@
 //! | a user that a node vouches for | the spec of workspaces attached on that node; may remove those |
 //! | a node | its own status; the status of a workspace that is attached on it, or becomes so (taking one over from another node needs a higher epoch); the spec of a workspace that it attaches and nobody declared; may remove a workspace that is attached on it |
 //!
+//! A node attaches at addresses of its own prefix, or at the one that a workspace brings along: else it could point a
+//! workspace's URL at somebody else's.
+//!
 //! Writing the value that is there already is no write and always permitted.
 use weft_model::{
-    NodeName,
+    NodeName, NodePrefix,
     object::{Attachment, Author, Kind, Object, WorkspaceStatus},
 };
 
@@ -21,6 +24,8 @@ pub(crate) struct Writer<'a> {
     pub(crate) author: &'a Author,
     /// The node that vouches for it.
     pub(crate) via: Option<&'a NodeName>,
+    /// The prefix of the node that writes, if it is recorded.
+    pub(crate) prefix: Option<NodePrefix>,
 }
 
 const PLATFORM: &str = "the user or platform";
@@ -105,6 +110,14 @@ impl Writer<'_> {
         let before = attachment(current)?;
         let after = parse(name, status)?.attachment;
         let foreign = before.as_ref().filter(|attached| attached.node != *node);
+        if let (Some(after), Some(prefix)) = (&after, self.prefix) {
+            let kept = before.as_ref().is_some_and(|before| before.address == after.address);
+            if after.node == *node && !kept && prefix.workspace(after.address).is_none() {
+                let reason =
+                    format!("{} is no workspace's address of {prefix}, the prefix of node {node}", after.address);
+                return Err(StoreError::invalid(Kind::Workspace, name, "status", &reason));
+            }
+        }
         match (after, foreign) {
             (Some(after), _) if after.node != *node => {
                 Err(self.refuse(Kind::Workspace, name, "status", format!("node {}", after.node)))
@@ -182,7 +195,7 @@ mod tests {
     /// The owner that a refusal names, or `ok`.
     fn verdict(author: &Author, via: Option<&str>, current: Option<&Object>, write: &Write) -> String {
         let via: Option<NodeName> = via.map(|via| via.parse().unwrap());
-        match (Writer { author, via: via.as_ref() }).permit(current, write) {
+        match (Writer { author, via: via.as_ref(), prefix: None }).permit(current, write) {
             Ok(()) => "ok".into(),
             Err(StoreError::NotOwner { owner, field, .. }) => format!("{field}: {owner}"),
             Err(other) => other.to_string(),
@@ -251,7 +264,26 @@ mod tests {
         let fabric = put(Kind::Fabric, "fabric", Some(json!({})), None);
         assert_eq!(verdict(&user, Some("a"), None, &fabric), format!("spec: {SEED_USERS}"));
         assert_eq!(verdict(&user, None, None, &fabric), "ok");
-        let recorded = Writer { author: &user, via: Some(&"a".parse().unwrap()) }.recorded();
+        let recorded = Writer { author: &user, via: Some(&"a".parse().unwrap()), prefix: None }.recorded();
         assert_eq!(recorded, Author::User("u@a".into()));
+    }
+
+    #[test]
+    fn a_node_attaches_only_at_its_own_addresses_and_those_that_move_in() {
+        let at = |address: &str| json!({"attachment": {"node": "b", "address": address, "epoch": 2, "since_ms": 1}});
+        let b = node("b");
+        let writer = Writer { author: &b, via: None, prefix: Some("fd00:0:0:2::/64".parse().unwrap()) };
+        let on_a = object(Kind::Workspace, ID, json!({"owner": "u"}), attached("a", 1));
+        for (address, fine) in [
+            ("fd00:0:0:2::1:2", true),
+            ("fd00:0:0:2::ffff", false),
+            ("fd00:0:0:2:8000::1:0", false),
+            ("fd00:0:0:2::1", false),
+            ("fd00:0:0:3:1::1", false),
+            ("fd00::1:0:0:1", true),
+        ] {
+            let outcome = writer.permit(Some(&on_a), &put(Kind::Workspace, ID, None, Some(at(address))));
+            assert_eq!(outcome.is_ok(), fine, "{address}: {outcome:?}");
+        }
     }
 }

@@ -1,9 +1,14 @@
 //! The statements: objects, their history, and the log of revisions that watches are served from.
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::Value;
-use weft_model::object::{Author, Kind, Object};
+use weft_model::{
+    NodePrefix,
+    object::{Author, Kind, NodeSpec, Object},
+};
 
-use crate::{Change, Compare, Expected, Revision, StoreError, Txn, Version, Write, check, ownership::Writer};
+use crate::{
+    Change, Compare, Expected, ObjectExt, Revision, StoreError, Txn, Version, Write, check, ownership::Writer,
+};
 
 /// Versions kept of each object.
 const VERSIONS: u64 = 64;
@@ -93,7 +98,7 @@ pub(super) fn commit(connection: &mut Connection, txn: &Txn, kept: u64) -> Resul
     for compare in &txn.compares {
         hold(&transaction, compare)?;
     }
-    let writer = Writer { author: &txn.author, via: txn.via.as_ref() };
+    let writer = Writer { author: &txn.author, via: txn.via.as_ref(), prefix: prefix_of(&transaction, &txn.author)? };
     for write in &txn.writes {
         apply(&transaction, &writer, txn.time_ms, write)?;
     }
@@ -101,6 +106,13 @@ pub(super) fn commit(connection: &mut Connection, txn: &Txn, kept: u64) -> Resul
     trim(&transaction, revision.saturating_sub(kept))?;
     transaction.commit()?;
     Ok(revision)
+}
+
+/// The prefix of the node that writes, for the addresses that it may attach at.
+fn prefix_of(transaction: &Transaction<'_>, author: &Author) -> Result<Option<NodePrefix>, Failure> {
+    let Author::Node(node) = author else { return Ok(None) };
+    let Some(object) = get(transaction, Kind::Node, node.as_str())? else { return Ok(None) };
+    Ok(Some(object.read_spec::<NodeSpec>()?.prefix))
 }
 
 fn hold(transaction: &Transaction<'_>, compare: &Compare) -> Result<(), Failure> {

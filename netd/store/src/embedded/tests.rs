@@ -35,7 +35,7 @@ async fn what_was_acknowledged_is_there_after_reopening_and_private() {
 fn a_file_of_a_newer_schema_is_refused_unchanged_with_the_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.db");
-    drop(Embedded::open(&path).unwrap());
+    drop(file::open(&path).unwrap());
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.pragma_update(None, "journal_mode", "DELETE").unwrap();
     connection.pragma_update(None, "user_version", SCHEMA + 6).unwrap();

@@ -182,6 +182,8 @@ async fn commit(
         let message = format!("the transaction has more than {COMMIT_PARTS} parts");
         return Err(ApiError::new(ErrorCode::Limit, message, "split it").into());
     }
+    // History has one clock, the seed's: the nodes' differ.
+    txn.time_ms = (state.clock)();
     match &txn.author {
         // A node may vouch for its users, whose reach the store then limits to that node.
         Author::User(_) => txn.via = Some(node),
