@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::Ordering::{AcqRel, Relaxed},
+        atomic::Ordering::{AcqRel, Acquire, Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -192,7 +192,8 @@ pub(crate) struct Timers {
 impl Timers {
     /// Has the timer thread look at a peer from now on, until nothing is left to do.
     pub(crate) fn schedule(&self, peer: &Arc<Peer>) {
-        if !peer.scheduled.swap(true, AcqRel) {
+        // Looked at first: this is asked for every packet, and is true for all but the first.
+        if !peer.scheduled.load(Acquire) && !peer.scheduled.swap(true, AcqRel) {
             self.woken.lock().unwrap_or_else(PoisonError::into_inner).push(peer.index);
             self.bell.notify_one();
         }
