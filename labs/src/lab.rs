@@ -220,6 +220,11 @@ impl Lab {
         out
     }
 
+    /// The process id of a program that was started.
+    pub fn pid(&self, machine: &str, name: &str) -> Result<u32> {
+        Ok(find(&mut self.running(), machine, name)?.guard.pid())
+    }
+
     /// Kills a process with SIGKILL and waits for its end.
     pub fn kill(&self, machine: &str, name: &str) -> Result<()> {
         let mut running = self.running();

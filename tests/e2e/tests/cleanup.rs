@@ -1,4 +1,6 @@
 //! A lab goes away whatever ends its runner: its end, a signal, a panic, or kill -9 (then at the next start).
+#![allow(clippy::unwrap_used)] // all of it is a test
+
 use std::{
     io::{BufRead, BufReader},
     path::Path,
