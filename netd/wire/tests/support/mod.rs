@@ -93,8 +93,16 @@ pub(crate) struct Node {
 pub(crate) struct WireguardGo {
     pub(crate) netns: Netns,
     number: u8,
+    socket: PathBuf,
     _directory: TempDir,
     _child: ChildGuard,
+}
+
+impl Drop for WireguardGo {
+    fn drop(&mut self) {
+        // Killed, it leaves its socket behind.
+        let _ = fs::remove_file(&self.socket);
+    }
 }
 
 impl End for Node {
@@ -282,7 +290,7 @@ impl WireguardGo {
         let set = Command::new("wg").arg("setconf").arg(&name).arg(&path).output().unwrap();
         assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
         address_tun(&netns, &name, number, other);
-        Self { netns, number, _directory: directory, _child: child }
+        Self { netns, number, socket, _directory: directory, _child: child }
     }
 }
 
