@@ -74,7 +74,8 @@ pub enum PermitWord {
     Global,
 }
 
-/// The translator's IPv4 addresses and ports (pool4).
+/// The translator's IPv4 addresses and ports (pool4). If an address is the node's own, the TUN device needs the sysctl
+/// `accept_local`, or the kernel drops what comes from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {

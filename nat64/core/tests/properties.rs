@@ -1,4 +1,5 @@
 //! What holds for every packet: there and back, right checksums, and no panic on any bytes or vnet_hdr.
+#![allow(clippy::unwrap_used)]
 mod common;
 use common::*;
 use proptest::prelude::*;

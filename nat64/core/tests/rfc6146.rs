@@ -1,4 +1,5 @@
 //! State (RFC 6146): who may open what, how long it lasts, what is refused, and how it is said.
+#![allow(clippy::unwrap_used)]
 mod common;
 use common::*;
 use weft_nat64_core::{Config, Engine, Reason, Verdict, packet::Protocol, rfc6146::table::Class};

@@ -1,4 +1,5 @@
 //! The translator as a process between an IPv6-only client and an IPv4-only server, each a network namespace (root is needed).
+#![allow(clippy::unwrap_used)]
 use std::{
     fs::File,
     io::{Read, Write},

@@ -1,4 +1,5 @@
 //! TUN devices against the kernel, in network namespaces of their own (root is needed).
+#![allow(clippy::unwrap_used)]
 use std::{
     io::{ErrorKind, IoSlice},
     net::UdpSocket,

@@ -46,7 +46,7 @@ impl Ports {
     pub fn take(&mut self, protocol: Protocol, preferred: u64, like: u16, random: u64) -> Option<Endpoint4> {
         let count = self.addresses.len();
         let start = (preferred % count.max(1) as u64) as usize;
-        let masks = if like % 2 == 0 { [EVEN, u64::MAX] } else { [!EVEN, u64::MAX] };
+        let masks = if like.is_multiple_of(2) { [EVEN, u64::MAX] } else { [!EVEN, u64::MAX] };
         for index in (start..count).chain(0..start) {
             for mask in masks {
                 if let Some(port) = self.take_at(index, protocol, mask, random) {
