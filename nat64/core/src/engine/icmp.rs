@@ -1,4 +1,4 @@
-//! ICMP errors about packets of a session (RFC 6146 3.5.3 "ICMP errors", RFC 5508): both packets are translated.
+//! ICMP errors about packets of a session (RFC 6146 3.4 and 3.6, RFC 5508): both packets are translated.
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Engine, Stop};

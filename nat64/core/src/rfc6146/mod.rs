@@ -1,4 +1,4 @@
-//! The state of a stateful NAT64 (RFC 6146): bindings and sessions (3.1), how TCP moves them (3.5.2), ports (3.5.1.1)
+//! The state of a stateful NAT64 (RFC 6146): bindings and sessions (3.1, 3.2), how TCP moves them (3.5.2), ports (3.5.1.1)
 //! and fragments (3.4). Mapping is endpoint-independent, filtering address-and-port-dependent by session.
 pub mod fragments;
 pub mod ports;
