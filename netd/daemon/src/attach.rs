@@ -1,7 +1,11 @@
 //! Attach and detach: local, durable before the kernel changes, published afterwards. A crash between any two steps leaves
 //! either nothing or something that the next start completes.
-use std::{path::Path, time::Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use tokio::time::timeout;
 use weft_model::{
     ApiError, ErrorCode, Label, NodePrefix, WorkspaceAddress, WorkspaceId,
     api::{AttachRequest, WorkspaceView},
@@ -24,6 +28,8 @@ use crate::{
 pub const PORT_LIMIT: usize = 64;
 /// How long an owner's text may be, in bytes.
 const OWNER_LIMIT: usize = 256;
+/// How long an attach waits for the data path of a node that has just started.
+const FOUNDED: Duration = Duration::from_secs(5);
 /// How often an id or address is drawn again before the draw counts as broken.
 const DRAWS: usize = 64;
 
@@ -51,6 +57,7 @@ impl Node {
         let member = self.require_member()?.clone();
         check(&request)?;
         let netns_id = self.data_path.netns(&request.netns)?;
+        self.wait_founded().await?;
         let began = self.clock.now();
         let entry = self.reserve(&member, request, netns_id, caller)?;
         let id = entry.id;
@@ -84,9 +91,23 @@ impl Node {
             state.announce([id]);
             state.view(id)
         };
+        self.refresh_published(vec![id]);
         self.changed.notify_one();
         self.unpublished.notify_one();
         view.ok_or_else(|| internal(&format!("workspace {id} went away while it was attached")))
+    }
+
+    /// Walls come before links: waits until the kernel has once been as it should be.
+    async fn wait_founded(&self) -> Result<(), ApiError> {
+        let mut founded = self.founded.subscribe();
+        let waited = timeout(FOUNDED, founded.wait_for(|founded| *founded)).await;
+        if matches!(waited, Ok(Ok(_))) {
+            return Ok(());
+        }
+        let errors = self.read().reconcile_errors.join("; ");
+        let why = if errors.is_empty() { "the fabric is not known here yet".into() } else { errors };
+        let hint = "see netctl explain, and netd's log; then try again";
+        Err(ApiError::new(ErrorCode::Unavailable, format!("this node's data path is not set up yet: {why}"), hint))
     }
 
     /// Makes the link of an attachment and records its targets.

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use weft_model::{
     ApiError, ErrorCode, NodeName, WorkspaceId,
     address::NON_GLOBAL_V4,
@@ -94,6 +94,10 @@ pub struct Node {
     pub look: Notify,
     /// Told once, when the node becomes a member.
     pub joined: Notify,
+    /// Wakes who waits to ask the store again: something that the store is reached by has come back.
+    pub retry_store: Notify,
+    /// Whether the kernel has been as it should be since this process started: before that nothing is attached.
+    pub founded: watch::Sender<bool>,
     state: RwLock<State>,
     targets: Mutex<Targets>,
     stats: Mutex<AttachStats>,
@@ -138,6 +142,8 @@ impl Node {
             unpublished: Notify::new(),
             look: Notify::new(),
             joined: Notify::new(),
+            retry_store: Notify::new(),
+            founded: watch::channel(false).0,
             state: RwLock::new(state),
             targets: Mutex::new(Targets { node, workspaces }),
             stats: Mutex::default(),
@@ -302,6 +308,7 @@ impl Node {
         let member = Arc::new(Member { me, identity, store, authority });
         self.write().node = Some(member.me.node.clone());
         let member = self.member.get_or_init(|| member).clone();
+        self.targets().node.poke("identity", self.clock.now());
         self.joined.notify_one();
         self.changed.notify_one();
         self.unpublished.notify_one();
@@ -314,7 +321,8 @@ impl Node {
         let member = self.require_member()?;
         for (kind, name) in [(Kind::Fabric, "fabric"), (Kind::Node, member.me.node.as_str())] {
             if let Some(object) = member.store.get(kind, name).await? {
-                self.write().fabric.apply(&weft_store::Change::Put(object));
+                let delta = self.write().fabric.apply(&weft_store::Change::Put(object));
+                self.remember(delta).await;
             }
         }
         Ok(())

@@ -63,9 +63,14 @@ impl Node {
     pub async fn reconcile(&self, member: &Member, given: &mut BTreeMap<String, SocketAddr>) {
         self.refresh_facts().await;
         let view = || view::node_view(&self.config, &member.me, &self.read());
-        let result = self.data_path.reconcile(&view).await;
-        self.report(&result);
-        self.complete(&result).await;
+        if view().is_some() {
+            let result = self.data_path.reconcile(&view).await;
+            self.report(&result);
+            if result.errors.is_empty() {
+                self.founded.send_replace(true);
+            }
+            self.complete(&result).await;
+        }
         if let Err(error) = self.write_files(member) {
             let reason = error.to_string();
             tracing::error!(reason, "cannot write what the other processes read");

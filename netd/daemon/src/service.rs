@@ -106,13 +106,13 @@ pub async fn run(config: Config, paths: Paths) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     let verified = Arc::new(Mutex::new(Verified::default()));
     let api = Api { node: node.clone(), verified: verified.clone() };
+    if !node.resume().await? {
+        tracing::info!("this node is not part of a fabric: waiting for netctl init or netctl join");
+    }
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(member_tasks(node.clone(), stopped.clone()));
     tasks.spawn(probe::run(node.clone(), verified));
     let mut serving = tokio::spawn(api::serve(listener, api, until(stopped)));
-    if !node.resume().await? {
-        tracing::info!("this node is not part of a fabric: waiting for netctl init or netctl join");
-    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),

@@ -32,7 +32,7 @@ const CONFIRM: Duration = Duration::from_secs(30);
 /// How many objects are published at the same time.
 const PARALLEL: usize = 8;
 
-/// Delays that double up to a bound, each with a random part, so that a fleet does not come back at once.
+/// Delays that grow up to a bound, each with a random part, so that a fleet does not come back at once.
 #[derive(Debug)]
 pub struct Backoff {
     next: Duration,
@@ -49,15 +49,16 @@ impl Backoff {
     pub fn delay(&mut self, random: u8) -> Duration {
         let half = self.next / 2;
         let delay = half + half.mul_f64(f64::from(random) / 255.0);
-        self.next = (self.next * 2).min(RETRY.1);
+        self.next = self.next.mul_f64(1.5).min(RETRY.1);
         delay
     }
 
-    async fn wait(&mut self) {
+    /// Waits, or until something comes back by which the store is reached.
+    async fn wait(&mut self, node: &Node) {
         let mut random = [128];
         // Without randomness the middle will do.
         let _ = getrandom::fill(&mut random);
-        tokio::time::sleep(self.delay(random[0])).await;
+        let _ = timeout(self.delay(random[0]), node.retry_store.notified()).await;
     }
 }
 
@@ -81,7 +82,7 @@ pub async fn watch(node: Arc<Node>, member: Arc<Member>) {
             }
             Err(error) => {
                 node.store_lost(&error);
-                backoff.wait().await;
+                backoff.wait(&node).await;
                 continue;
             }
         };
@@ -90,7 +91,7 @@ pub async fn watch(node: Arc<Node>, member: Arc<Member>) {
         let until = Instant::now() + if doubted.is_some() { CONFIRM } else { RESYNC };
         if let Err(error) = follow(&node, store, revision, until).await {
             node.store_lost(&error);
-            backoff.wait().await;
+            backoff.wait(&node).await;
         }
     }
 }
@@ -103,7 +104,10 @@ async fn follow(node: &Node, store: &dyn Store, revision: u64, until: Instant) -
         match timeout(left, changes.next()).await {
             Err(_) | Ok(Some(Change::Resync)) => return Ok(()),
             Ok(None) => return Err(StoreError::Unavailable { reason: "the watch ended".into() }),
-            Ok(Some(change)) => node.take_change(&change).await,
+            Ok(Some(change)) => {
+                node.take_change(&change).await;
+                node.store_found();
+            }
         }
     }
 }
@@ -127,10 +131,12 @@ impl Node {
     }
 
     fn store_found(&self) {
-        if self.write().store_error.take().is_some() {
+        // Usually it was never lost: that costs no write lock.
+        if self.read().store_error.is_some() && self.write().store_error.take().is_some() {
             tracing::info!("the store answers");
+            self.retry_store.notify_waiters();
+            self.unpublished.notify_one();
         }
-        self.unpublished.notify_one();
     }
 
     async fn take_list(
@@ -232,13 +238,13 @@ pub async fn publish(node: Arc<Node>, member: Arc<Member>) {
                 // The timer is for what was refused: it may be accepted later.
                 let _ = timeout(Duration::from_secs(5), node.unpublished.notified()).await;
             }
-            Ok(_) => {}
+            Ok(_) => node.store_found(),
             Err(error) => {
                 if matches!(error, StoreError::Unavailable { .. }) {
                     node.store_lost(&error);
                 }
                 // A wake-up that came meanwhile is not lost: the next round looks at everything.
-                backoff.wait().await;
+                backoff.wait(&node).await;
             }
         }
     }
@@ -354,8 +360,8 @@ mod tests {
     #[test]
     fn delays_grow_to_a_bound_and_are_never_zero() {
         let mut backoff = Backoff::default();
-        let delays: Vec<_> = (0..10u8).map(|random| backoff.delay(random * 25)).collect();
+        let delays: Vec<_> = (0..12u8).map(|random| backoff.delay(random * 20)).collect();
         assert!(delays.iter().all(|delay| *delay >= RETRY.0 / 2 && *delay <= RETRY.1));
-        assert!(delays[9] >= RETRY.1 / 2);
+        assert!(delays[11] >= RETRY.1 / 2);
     }
 }

@@ -220,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_view_needs_the_fabric_and_leaves_this_node_out_of_the_peers() {
-        let mut state = State { node: Some(me().node), facts: facts(), ..State::default() };
+        let mut state = State::default();
+        (state.node, state.facts) = (Some(me().node), facts());
         assert_eq!(node_view(&Config::default(), &me(), &state), None);
         for object in [fabric_object(), node_object("a", 7, 2), node_object("b", 8, 3)] {
             state.fabric.apply(&Change::Put(object));

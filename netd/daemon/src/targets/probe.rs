@@ -94,9 +94,12 @@ pub async fn run(node: Arc<Node>, verified: Arc<Mutex<Verified>>) {
         });
         let was_ready = node.targets().node.satisfied("ready");
         for (name, verdict) in join_all(looks).await {
-            let reason = format!("{verdict:?}");
+            let (reason, done) = (format!("{verdict:?}"), verdict == Verdict::Done);
             if node.targets().node.observe(&name, verdict, node.clock.now()) {
-                tracing::info!(target = name, found = reason, "a target of the node changed");
+                tracing::info!(object = name, found = reason, "a target of the node changed");
+                if done && name == "underlay" {
+                    node.retry_store.notify_waiters();
+                }
             }
         }
         let ready = node.targets().node.satisfied("ready");
