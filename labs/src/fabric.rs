@@ -9,17 +9,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use weft_model::{
-    FabricPrefix,
+    ApiError, FabricPrefix,
     api::{MemberReply, StatusView, TokenReply, WorkspaceView},
     targets::{Explanation, TargetReport, TargetState},
 };
 use weft_test_support::wait_for;
 
 use crate::{
-    lab::{Lab, said, text},
+    lab::{Lab, text},
     pki::Pki,
     spawn::bin,
     topology::{Node, Workspace},
@@ -272,7 +272,12 @@ impl Fabric {
         let words: Vec<_> = arguments.iter().map(AsRef::as_ref).collect();
         let mut command = self.netctl_command(node)?;
         let what = format!("on node {node}: netctl {}", words.join(" "));
-        let answer = said(command.arg("--json").args(&words), &what)?;
+        let output =
+            command.arg("--json").args(&words).output().with_context(|| format!("{what}: cannot run netctl"))?;
+        if !output.status.success() {
+            bail!("{what}: {}", refusal(&String::from_utf8_lossy(&output.stderr)));
+        }
+        let answer = String::from_utf8_lossy(&output.stdout);
         serde_json::from_str(&answer).with_context(|| format!("{what}: the answer is not what is expected: {answer}"))
     }
 
@@ -289,6 +294,25 @@ impl Fabric {
         serde_json::from_slice(&output.stdout).with_context(|| {
             format!("netctl explain gives no explanation: {}", String::from_utf8_lossy(&output.stderr).trim())
         })
+    }
+}
+
+/// netctl's error in one line: what failed, what to do, and the field that is to blame.
+fn refusal(stderr: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Refusal {
+        error: ApiError,
+    }
+    match serde_json::from_str::<Refusal>(stderr) {
+        Ok(Refusal { error }) => {
+            let blame = error
+                .field
+                .as_ref()
+                .map(|field| format!(" ({field} = {})", error.value.as_deref().unwrap_or_default()));
+            format!("{error}{}", blame.unwrap_or_default())
+        }
+        // What clap refuses is no JSON.
+        Err(_) => stderr.trim().to_owned(),
     }
 }
 

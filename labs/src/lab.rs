@@ -195,6 +195,8 @@ impl Lab {
         let mut command = self.command(machine, program)?;
         // A group of its own: Ctrl-C in the terminal is for the runner, which then ends the others in order.
         command.args(arguments).process_group(0).stdin(Stdio::null());
+        // Logs are files, and are shown inside of other texts.
+        command.env("NO_COLOR", "1");
         command.stdout(log.try_clone().context("cannot share a log")?).stderr(log);
         Ok(ChildGuard::new(spawn::spawn(command)?))
     }

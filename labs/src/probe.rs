@@ -31,7 +31,7 @@ pub struct Page {
 
 /// Fetches a page by curl, with more arguments if need be.
 pub fn fetch(lab: &Lab, machine: &str, url: &str, more: &[&str]) -> Result<Page> {
-    let argv = [&["curl", "-gsSf", "--noproxy", "*", "-m", "5", "-w", "\n%{remote_ip}", url], more].concat();
+    let argv = [&["curl", "-gsSf", "--noproxy", "*", "-m", "5", "-w", "\\n%{remote_ip}", url], more].concat();
     let said = lab.run(machine, &argv)?;
     let (body, remote) = said.rsplit_once('\n').context("curl gives no address")?;
     let remote = remote.parse().with_context(|| format!("curl gives no address: {remote:?}"))?;
@@ -40,7 +40,7 @@ pub fn fetch(lab: &Lab, machine: &str, url: &str, more: &[&str]) -> Result<Page>
 
 /// Fails unless curl fails, and gives what it says.
 pub fn fetch_refused(lab: &Lab, machine: &str, url: &str) -> Result<String> {
-    let output = lab.output(machine, &["curl", "-gsSf", "--noproxy", "*", "-m", "2", url])?;
+    let output = lab.output(machine, &["curl", "-gsSf", "--noproxy", "*", "-m", "1", url])?;
     ensure!(!output.status.success(), "{machine} could open {url}: {}", String::from_utf8_lossy(&output.stdout).trim());
     Ok(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }

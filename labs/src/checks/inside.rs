@@ -1,5 +1,5 @@
 //! Promises about workspaces among themselves.
-use std::net::Ipv6Addr;
+use std::{net::Ipv6Addr, thread};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -78,21 +78,27 @@ pub(super) fn stranger(fabric: &Fabric) -> Result<Outcome> {
     // The stranger's server answers itself: what follows is refused by the fabric, not by a missing server.
     let own = format!("http://[{}]:8080/", fabric.address("stranger")?);
     fetch(fabric.lab(), "stranger", &own, &[]).context("the stranger's own server does not answer")?;
-    let mut answer = String::new();
-    for friend in ["amber", "birch"] {
-        answer = refused(fabric, "stranger", friend)?;
-        refused(fabric, friend, "stranger")?;
-    }
+    let answer = refused_both_ways(fabric, &["amber", "birch"])?;
     Ok(format!("on one node and across, both directions: {answer:?}").into())
+}
+
+/// The stranger and each friend do not reach each other, in either direction. All at once: a refusal may be a silence.
+fn refused_both_ways(fabric: &Fabric, friends: &[&str]) -> Result<String> {
+    let pairs = friends.iter().flat_map(|friend| [("stranger", *friend), (*friend, "stranger")]);
+    let answers: Result<Vec<_>> = thread::scope(|scope| {
+        let threads: Vec<_> = pairs.map(|(from, to)| scope.spawn(move || refused(fabric, from, to))).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    answers?.pop().context("there is no pair to try")
 }
 
 /// Friends and a stranger on one node.
 pub(super) fn same_node(fabric: &Fabric) -> Result<Outcome> {
     let there = reaches(fabric, "oak", "pine")?;
     reaches(fabric, "pine", "oak")?;
-    for friend in ["oak", "pine"] {
-        refused(fabric, "stranger", friend)?;
-        refused(fabric, friend, "stranger")?;
-    }
+    refused_both_ways(fabric, &["oak", "pine"])?;
     Ok(there.into())
 }

@@ -1,7 +1,7 @@
 //! Promises about the way out: IPv4 by DNS64, NAT64 and CLAT; IPv6 where the node has it, a clear error where not.
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -10,10 +10,12 @@ use weft_model::address::NAT64_PRIVATE;
 use super::Outcome;
 use crate::{
     fabric::Fabric,
-    probe::{fetch, ping, udp_echo, unreachable},
+    probe::{fetch, ping, ping_refused, udp_echo, unreachable},
     serve::greeting,
 };
 
+/// How soon an ICMPv6 error is "at once", with the start of the program that receives it.
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// The IPv4-only server.
 const WEB4: Ipv4Addr = Ipv4Addr::new(198, 18, 4, 10);
 /// The IPv6-only server.
@@ -69,7 +71,13 @@ pub(super) fn ipv6_uplink(fabric: &Fabric) -> Result<Outcome> {
 }
 
 pub(super) fn no_ipv6_uplink(fabric: &Fabric) -> Result<Outcome> {
-    let (error, took) = unreachable(fabric.lab(), "birch", SocketAddr::from((WEB6, 80)))?;
-    ensure!(took < Duration::from_secs(1), "{error:?} came only after {took:?}");
-    Ok(format!("birch: {error:?} after {:.1} ms", took.as_secs_f64() * 1e3).into())
+    let start = Instant::now();
+    let error = ping_refused(fabric.lab(), "birch", WEB6.into())?;
+    let took = start.elapsed();
+    let error = error.context("birch's ping gets no ICMPv6 error")?;
+    ensure!(error.contains("unreachable") && took < AT_ONCE, "birch's ping gets {error:?} after {took:?}");
+    // Here the error is back before connect() has left the socket, so that TCP heeds the next one, a second later.
+    let (refusal, after) = unreachable(fabric.lab(), "birch", SocketAddr::from((WEB6, 80)))?;
+    ensure!(after < Duration::from_secs(3), "{refusal:?} came only after {after:?}");
+    Ok(format!("birch: {error:?} after {:.0} ms; TCP: {refusal:?}", took.as_secs_f64() * 1e3).into())
 }
