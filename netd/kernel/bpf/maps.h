@@ -28,7 +28,7 @@ struct link {
 	struct addr twin;
 	__u64 group[8];		/* the group's label, zero-padded; all zero: none */
 	__u8 mac[6];		/* of the workspace's eth0 */
-	__u8 pad[2];
+	__u8 id[10];		/* the workspace's id, for who reads the map */
 };
 
 struct local {

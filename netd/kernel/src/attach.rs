@@ -100,7 +100,7 @@ fn put_entries(datapath: &DataPath, spec: &LinkSpec, index: u32) -> Result<()> {
         twin: twin.octets(),
         group: group_bytes(spec.ws.group.as_ref()),
         mac: workspace_mac(address),
-        pad: [0; 2],
+        id: id_bytes(spec.ws.id),
     };
     let put = || -> io::Result<()> {
         if maps.usages.get(&index)?.is_none() {
@@ -197,9 +197,21 @@ pub(crate) fn forget(datapath: &DataPath, address: Ipv6Addr) -> Result<()> {
     datapath.maps.cut_flows(|key, _| key.address == octets).map(drop)
 }
 
+fn id_bytes(id: WorkspaceId) -> [u8; 10] {
+    let mut bytes = [0; 10];
+    bytes.iter_mut().zip(id.as_str().bytes()).for_each(|(to, from)| *to = from);
+    bytes
+}
+
 /// Detaches: cuts the traffic first, since deleting a link takes the kernel long.
 pub(crate) fn detach(datapath: &DataPath, id: WorkspaceId) -> Result<()> {
-    remove(datapath, &Netlink::open()?, id, sys::index_of(&id.ifname()))
+    let mut index = sys::index_of(&id.ifname());
+    if index.is_none() {
+        // the link went with its netns; what the programs know of it is found by the id
+        let known = datapath.maps.links.entries().map_err(Error::bpf("list the links' entries"))?;
+        index = known.iter().find(|(_, record)| record.id == id_bytes(id)).map(|(index, _)| *index);
+    }
+    remove(datapath, &Netlink::open()?, id, index)
 }
 
 fn remove(datapath: &DataPath, host: &Netlink, id: WorkspaceId, index: Option<u32>) -> Result<()> {

@@ -49,7 +49,7 @@ pub(crate) struct LinkRecord {
     pub(crate) twin: Octets,
     pub(crate) group: Group,
     pub(crate) mac: [u8; 6],
-    pub(crate) pad: [u8; 2],
+    pub(crate) id: [u8; 10],
 }
 
 /// `struct local`.
@@ -141,7 +141,7 @@ mod plain {
 
     const _: () = {
         assert!(size_of::<ConfigRecord>() == 80 + 4 * 3 + 4 + 8);
-        assert!(size_of::<LinkRecord>() == 104);
+        assert!(size_of::<LinkRecord>() == 112);
         assert!(size_of::<FlowKey>() == 40 && size_of::<Flow>() == 16);
         assert!(size_of::<MemberKey>() == 80 && size_of::<PortKey>() == 20 && size_of::<FragmentKey>() == 36);
         assert!(size_of::<Prefix<16>>() == 20 && size_of::<Prefix<4>>() == 8);

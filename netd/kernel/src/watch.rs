@@ -16,7 +16,7 @@ pub(crate) fn watch() -> Result<watch::Receiver<u64>> {
         socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
         Ok(socket)
     };
-    let mut socket = open().map_err(Error::netlink("listen to netlink events"))?;
+    let socket = open().map_err(Error::netlink("listen to netlink events"))?;
     let (sender, receiver) = watch::channel(0u64);
     tokio::spawn(async move {
         loop {

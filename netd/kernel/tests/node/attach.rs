@@ -79,13 +79,13 @@ fn nothing_is_left_after_detach_and_it_may_be_repeated_without_a_netns() {
 #[test]
 fn teardown_removes_all_without_a_memory() {
     let mut node = Node::new("down");
-    let before = stdout(&node.netns, "ip -o link | cut -d: -f2; ip -6 route; ip -6 addr");
+    let before = stdout(&node.netns, "ip -o link | cut -d: -f2; ip -6 route; ip -6 addr show scope global");
     node.view.nat64 = Some(Nat64 { address: "198.18.0.1".parse().unwrap(), ports: (32768, 40959) });
     node.settle();
     node.attach(1, None, &[]);
     node.settle();
     node.with(async |kernel| kernel.teardown().await.unwrap());
-    assert_eq!(stdout(&node.netns, "ip -o link | cut -d: -f2; ip -6 route; ip -6 addr"), before);
+    assert_eq!(stdout(&node.netns, "ip -o link | cut -d: -f2; ip -6 route; ip -6 addr show scope global"), before);
     assert!(!stdout(&node.netns, "nft list ruleset").contains("weft"));
     assert!(!node.bpf_dir.exists());
 }
@@ -208,14 +208,12 @@ fn an_attach_that_fails_inside_is_taken_back() {
     let spec = node.spec(1, None);
     node.view.attachments.push(spec.clone());
     let netns = Netns::unique("roll").unwrap();
-    // the address is taken inside: the batch in the workspace fails after the link, entries and programs are there
+    // the default route is taken inside: the batch in the workspace fails after the link, entries and programs are there
     netns
-        .ip(&format!("link add x0 type veth peer name x1\nlink set x0 up\nroute add default dev x0 metric 1024"))
+        .ip(&format!("link add x0 type veth peer name x1\nlink set x0 up\nroute add ::/0 dev x0 metric 1024"))
         .unwrap();
     let result = node.try_attach(&spec, netns.path());
-    if result.is_ok() {
-        panic!("the default route inside was taken, and yet the attach went well");
-    }
+    assert!(result.unwrap_err().to_string().contains("route the default of IPv6"));
     node.view.attachments.clear();
     let (ops, _) = node.reconcile();
     assert_eq!(ops, Vec::new(), "a failed attach left something");

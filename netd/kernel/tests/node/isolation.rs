@@ -264,7 +264,10 @@ fn the_ipv6_internet_answers_and_cannot_begin() {
     let node = three("inet");
     let a = &node.workspaces[0];
     node.underlay.ip("route add 2001:db8:1::/64 dev lo\naddr add 2001:db8:1::1/128 dev lo nodad").unwrap();
-    assert!(a.pings("2001:db8:1::1".parse().unwrap()), "masqueraded echo");
+    // the uplink asks for its gateway's MAC only once its link-local address is no longer tentative
+    wait_until("masqueraded echo", SOON, || a.pings("2001:db8:1::1".parse().unwrap())).unwrap();
+    // from outside nothing begins: not even towards the port of an open flow, from somebody else
+    assert!(!succeeds(&node.underlay, &format!("ping -6 -c 1 -W 1 {}", a.address())));
     assert!(!a.pings("2001:db8::1".parse().unwrap()), "the node's own address");
     let flows = node.with(async |kernel| {
         kernel.gc_flows().await.unwrap();

@@ -52,7 +52,7 @@ pub(crate) fn stdout(netns: &Netns, command: &str) -> String {
 }
 
 pub(crate) fn id(number: u8) -> WorkspaceId {
-    WorkspaceId::from_random([number; 10])
+    WorkspaceId::from_random([number, number >> 5, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
 impl Node {
