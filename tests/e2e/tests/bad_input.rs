@@ -49,7 +49,10 @@ fn refused(fabric: &Fabric, node: &str, arguments: &[&str], words: &[&str]) -> R
             for word in words {
                 ensure!(text.to_lowercase().contains(&word.to_lowercase()), "{text:?} does not say {word:?}");
             }
-            Ok(text)
+            // Without the command line: it is long, and is the promise's subject.
+            Ok(text
+                .split_once(&format!("{}: ", arguments.join(" ")))
+                .map_or(text.clone(), |(_, error)| error.to_owned()))
         }
     }
 }
