@@ -135,7 +135,7 @@ async fn until(mut stopped: watch::Receiver<bool>) {
 }
 
 /// What runs once the node is a member.
-async fn member_tasks(node: Arc<Node>, stopped: watch::Receiver<bool>) {
+pub async fn member_tasks(node: Arc<Node>, stopped: watch::Receiver<bool>) {
     let member = loop {
         if let Some(member) = node.member() {
             break member.clone();
