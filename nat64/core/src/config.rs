@@ -129,7 +129,7 @@ impl<'de> Deserialize<'de> for PortRange {
 pub struct Limits {
     /// Sessions in all.
     pub sessions: u32,
-    /// Sessions of one IPv6 source.
+    /// Sessions of one IPv6 source; TCP that is over does not count.
     pub sessions_per_source: u32,
 }
 

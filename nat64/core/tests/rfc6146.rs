@@ -184,6 +184,24 @@ fn one_source_cannot_take_what_all_share() {
 }
 
 #[test]
+fn connections_that_are_over_are_not_held_against_their_source() {
+    let mut engine = engine_with("sessions_per_source = 500", "sessions_per_source = 2");
+    let held = |engine: &Engine| engine.sources().map(|source| source.counters.sessions).sum::<u32>();
+    for round in 0..20 {
+        let port = open_tcp(&mut engine, round, host(9), 4000 + round as u16, REMOTE, 80);
+        assert_eq!(held(&engine), 1);
+        pass(&mut engine, round, &v4(REMOTE, POOL, TCP, &tcp(80, port, SYN | ACK, b"")));
+        pass(&mut engine, round, &v4(REMOTE, POOL, TCP, &tcp(80, port, FIN, b"")));
+        pass(&mut engine, round, &v6(host(9), mapped(REMOTE), TCP, &tcp(4000 + round as u16, 80, FIN, b"")));
+        assert_eq!(held(&engine), 0);
+    }
+    open_tcp(&mut engine, 20, host(9), 4000, REMOTE, 80);
+    assert_eq!(held(&engine), 1, "a SYN on a closed session opens it again");
+    engine.handle_timeout(300_000);
+    assert_eq!((held(&engine), engine.sessions().count()), (0, 0));
+}
+
+#[test]
 fn sessions_in_all_are_bounded() {
     let mut engine = engine_with("sessions = 1000", "sessions = 2");
     open_udp(&mut engine, 0, host(1), 1, REMOTE, 53);

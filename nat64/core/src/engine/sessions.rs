@@ -91,11 +91,14 @@ impl Engine {
 
     /// Ends a session, and frees its port if it was the binding's last.
     pub(super) fn end_session(&mut self, id: Id) {
+        let closed = self.table.class(id) == Some(Class::TcpClosed);
         let Some((session, free)) = self.table.remove(id) else { return };
         if let Some(four) = free {
             self.ports.release(four);
         }
-        self.sources.close(session.six.address);
+        if !closed {
+            self.sources.close(session.six.address);
+        }
         self.counters.sessions_ended += 1;
     }
 
@@ -105,7 +108,15 @@ impl Engine {
             Transport::Tcp { flags, .. } => tcp::step(session.tcp, side, *flags),
             _ => (session.tcp, true),
         };
+        let before = self.table.class(id);
         self.table.update(id, state, prefix, alive.then_some(now));
+        // A closed session only waits for its timer and gives way when room is needed: it is not held against its source,
+        // or a workspace that opens many short connections would be refused for four minutes' worth of ended ones.
+        match (before == Some(Class::TcpClosed), self.table.class(id) == Some(Class::TcpClosed)) {
+            (false, true) => self.sources.close(session.six.address),
+            (true, false) => self.sources.open(session.six.address),
+            _ => {}
+        }
     }
 
     /// Counts a translated packet.

@@ -190,6 +190,12 @@ impl Table {
         self.node(id).map(|node| node.session)
     }
 
+    /// The class under whose timer a session is.
+    #[must_use]
+    pub fn class(&self, id: Id) -> Option<Class> {
+        self.node(id).map(|node| node.class)
+    }
+
     /// All sessions.
     pub fn iter(&self) -> impl Iterator<Item = (Id, &Session)> {
         self.nodes.iter().enumerate().filter_map(|(id, node)| node.as_ref().map(|node| (id as Id, &node.session)))
