@@ -137,6 +137,7 @@ fn ours(bench: &Bench) -> Result<Path> {
     std::fs::write(
         &file,
         "tun = \"weft64\"\nqueues = 2\nmtu6 = 1500\nmtu4 = 1500\nsources = [\"fd00:65::/64\"]\ndeny = []\n\
+         limits = { sessions = 1000000, sessions_per_source = 1000000 }\n\
          [[prefix]]\nprefix = \"64:ff9b:1::/96\"\npermit = [\"198.18.0.0/15\"]\n\
          [pool]\naddresses = [\"198.18.67.2\"]\nports = \"1024-65535\"\n",
     )?;
