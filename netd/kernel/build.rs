@@ -36,7 +36,7 @@ fn main() {
         }
     }
     // line information holds absolute paths: they stay in the object, and are no part of its identity
-    let identity = ["weft.bpf.c", "maps.h", "packet.h", "policy.h", "clat.h"].map(|name| read(name)).concat();
+    let identity = ["weft.bpf.c", "maps.h", "packet.h", "policy.h", "clat.h"].map(read).concat();
     let codes = fs::read(out.join("weft_codes.h")).expect("written above");
     println!("cargo::rustc-env=WEFT_SCHEMA={:016x}", fnv(&read("maps.h")));
     println!("cargo::rustc-env=WEFT_PROGRAMS={:016x}", fnv(&[identity, codes].concat()));

@@ -86,7 +86,7 @@ fn build(datapath: &DataPath, host: &Netlink, spec: &LinkSpec, index: u32, netns
     for port in &spec.ws.ports {
         datapath.maps.put(&Entry::Port(spec.ws.address.address(), *port))?;
     }
-    datapath.attach_workspace(&ifname, index)?;
+    host.batch(datapath.attach_workspace(&ifname, index))?;
     inside(spec, netns)?;
     host.batch(host_side(spec, index))
 }
@@ -186,8 +186,9 @@ pub(crate) fn repair(datapath: &DataPath, spec: &LinkSpec) -> Result<()> {
         }
     }
     put_entries(datapath, spec, index)?;
-    datapath.attach_workspace(&ifname, index)?;
-    Netlink::open()?.batch(host_side(spec, index))
+    let mut requests = datapath.attach_workspace(&ifname, index);
+    requests.extend(host_side(spec, index));
+    Netlink::open()?.batch(requests)
 }
 
 /// Removes an address from the programs' tables, with its flows.
@@ -243,7 +244,7 @@ fn remove(datapath: &DataPath, host: &Netlink, id: WorkspaceId, index: Option<u3
             }
         }
     }
-    datapath.unpin_workspace(&ifname)
+    Ok(())
 }
 
 /// Writes a sysctl of the calling thread's netns, unless it has the value.

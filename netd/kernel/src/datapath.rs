@@ -1,7 +1,7 @@
 //! The data path's programs: loaded once, pinned with their maps and links, adopted by whoever comes next.
 use std::{
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,10 @@ use nix::{
 use weft_plan::Hook;
 
 use crate::{
-    Error, Result, sys,
+    Error, Result,
+    messages::{self as msg, Side},
+    netlink::{ATTACH, CREATE, Netlink, Request},
+    sys,
     tables::{LinkRecord, Maps, NAMES},
 };
 
@@ -81,27 +84,28 @@ impl DataPath {
         self.dir.join("links").join(name)
     }
 
-    /// The pins of a workspace link's two programs.
-    fn workspace_pins(ifname: &str) -> [String; 2] {
-        [format!("from_{ifname}"), format!("to_{ifname}")]
-    }
-
-    /// Attaches both programs to a workspace's link, or puts this version in the place of another's.
-    pub(crate) fn attach_workspace(&self, ifname: &str, index: u32) -> Result<()> {
-        let [from, to] = Self::workspace_pins(ifname);
-        self.attach(&from, &self.from_workspace, index, sys::INGRESS)?;
-        self.attach(&to, &self.to_workspace, index, sys::EGRESS)
-    }
-
-    /// Removes the pins of a workspace's link: only once the link is gone or its entry is, since this detaches.
-    pub(crate) fn unpin_workspace(&self, ifname: &str) -> Result<()> {
-        Self::workspace_pins(ifname).iter().try_for_each(|pin| self.remove(&format!("links/{pin}")))
+    /// The requests that attach both programs to a workspace's link, or put this version in the place of another's.
+    ///
+    /// They are filters of clsact and no tcx links: attaching a tcx link waits for an RCU grace period, 10 ms each. Like a
+    /// pinned link, a filter stays when we go.
+    pub(crate) fn attach_workspace(&self, ifname: &str, index: u32) -> Vec<Request> {
+        let filter = |side, program: &Program, name: &str| {
+            let message = msg::filter(index, side, program.fd.as_raw_fd(), name);
+            Request::new(format!("attach the program {name} to {ifname}"), message, ATTACH)
+        };
+        vec![
+            Request::new(format!("make the hooks of {ifname}"), msg::clsact(index), CREATE).or(&[libc::EEXIST]),
+            filter(Side::Ingress, &self.from_workspace, "from_workspace"),
+            filter(Side::Egress, &self.to_workspace, "to_workspace"),
+        ]
     }
 
     /// Whether both programs of this version are attached to the link of that index.
-    pub(crate) fn is_workspace_attached(&self, ifname: &str, index: u32) -> bool {
-        let [from, to] = Self::workspace_pins(ifname);
-        self.is_attached(&from, &self.from_workspace, index) && self.is_attached(&to, &self.to_workspace, index)
+    pub(crate) fn is_workspace_attached(&self, netlink: &Netlink, index: u32) -> bool {
+        [(Side::Ingress, &self.from_workspace), (Side::Egress, &self.to_workspace)].iter().all(|(side, program)| {
+            let filters = netlink.dump("list the filters of a link", &msg::filters(index, *side));
+            filters.is_ok_and(|filters| filters.iter().filter_map(msg::filter_program).any(|id| id == program.id))
+        })
     }
 
     fn hook_program(&self, hook: &Hook) -> &Program {
@@ -110,7 +114,7 @@ impl DataPath {
 
     /// Attaches a program of the node.
     pub(crate) fn attach_hook(&self, hook: &Hook, index: u32) -> Result<()> {
-        self.attach(&hook_pin(hook), self.hook_program(hook), index, sys::INGRESS)
+        self.attach(&hook_pin(hook), self.hook_program(hook), index)
     }
 
     /// Whether it is attached in this version.
@@ -128,7 +132,7 @@ impl DataPath {
         target.is_ok_and(|target| target == (program.id, index))
     }
 
-    fn attach(&self, pin: &str, program: &Program, index: u32, attach_type: u32) -> Result<()> {
+    fn attach(&self, pin: &str, program: &Program, index: u32) -> Result<()> {
         let path = self.link_path(pin);
         let attach = || -> io::Result<()> {
             if let Ok(link) = sys::get_pinned(&path) {
@@ -137,7 +141,7 @@ impl DataPath {
                 }
                 fs::remove_file(&path)?; // its interface is gone
             }
-            let link = sys::link_create(program.fd.as_fd(), index, attach_type)?;
+            let link = sys::link_create(program.fd.as_fd(), index)?;
             sys::pin(link.as_fd(), &path)
         };
         attach().map_err(Error::bpf(format!("attach the program {pin} to interface {index}")))

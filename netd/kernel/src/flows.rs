@@ -51,7 +51,7 @@ pub(crate) fn collect(datapath: &DataPath) -> Result<usize> {
     }
     for (index, count) in counts {
         // flows that were opened since the list was made are missed until the next call: the limit is a bound on memory
-        maps.usages.put(&index, &count).map_err(failed())?;
+        maps.usages.replace(&index, &count).map_err(failed())?;
     }
     for (key, seen) in maps.fragments.entries().map_err(failed())? {
         if now.saturating_sub(seen) > FRAGMENT_NS {

@@ -5,6 +5,7 @@ use std::{
 };
 
 use ipnet::Ipv6Net;
+use netlink_packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope},
@@ -123,6 +124,81 @@ pub(crate) fn default4(index: u32, gateway: Ipv4Addr, source: Ipv4Addr, mtu: u32
         RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]),
     ];
     message
+}
+
+/// Where a filter of the clsact qdisc sits (TC_H_MAKE of TC_H_CLSACT and TC_H_MIN_INGRESS or _EGRESS).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// What the workspace sends.
+    Ingress,
+    /// What reaches it.
+    Egress,
+}
+
+impl Side {
+    fn parent(self) -> TcHandle {
+        let minor = if self == Self::Ingress { 0xfff2 } else { 0xfff3 };
+        TcHandle { major: 0xffff, minor }
+    }
+}
+
+/// Priority and handle of our filters: the first that is asked.
+const PRIORITY: u32 = 1;
+const HANDLE: u32 = 1;
+
+fn traffic_control(index: u32, parent: TcHandle, handle: TcHandle, info: u32) -> TcMessage {
+    let mut message = TcMessage::default();
+    message.header.index = i32::try_from(index).unwrap_or(0);
+    (message.header.parent, message.header.handle, message.header.info) = (parent, handle, info);
+    message
+}
+
+/// The qdisc that a link's filters hang from; it queues nothing.
+pub(crate) fn clsact(index: u32) -> RouteNetlinkMessage {
+    let (parent, handle) = (TcHandle { major: 0xffff, minor: 0xfff1 }, TcHandle { major: 0xffff, minor: 0 });
+    let mut message = traffic_control(index, parent, handle, 0);
+    message.attributes = vec![TcAttribute::Kind("clsact".into())];
+    RouteNetlinkMessage::NewQueueDiscipline(message)
+}
+
+/// A program as a filter that decides by itself (direct action); an existing one is replaced without a gap.
+pub(crate) fn filter(index: u32, side: Side, program: RawFd, name: &str) -> RouteNetlinkMessage {
+    const ALL_PROTOCOLS: u16 = 0x0003;
+    let info = PRIORITY << 16 | u32::from(ALL_PROTOCOLS.to_be());
+    let mut message = traffic_control(index, side.parent(), HANDLE.into(), info);
+    let options = [
+        TcFilterBpfOption::ProgFd(u32::try_from(program).unwrap_or(0)),
+        TcFilterBpfOption::ProgName(name.into()),
+        TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+    ];
+    let options = options.map(TcOption::Bpf).to_vec();
+    message.attributes = vec![TcAttribute::Kind("bpf".into()), TcAttribute::Options(options)];
+    RouteNetlinkMessage::NewTrafficFilter(message)
+}
+
+/// Asks for the filters of a side.
+pub(crate) fn filters(index: u32, side: Side) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetTrafficFilter(traffic_control(index, side.parent(), 0.into(), 0))
+}
+
+/// The program's id, if a filter is ours and decides by itself.
+pub(crate) fn filter_program(message: &RouteNetlinkMessage) -> Option<u32> {
+    let RouteNetlinkMessage::NewTrafficFilter(message) = message else { return None };
+    if message.header.info >> 16 != PRIORITY || u32::from(message.header.handle) != HANDLE {
+        return None;
+    }
+    let (mut id, mut direct) = (None, false);
+    for attribute in &message.attributes {
+        let TcAttribute::Options(options) = attribute else { continue };
+        for option in options {
+            match option {
+                TcOption::Bpf(TcFilterBpfOption::ProgId(program)) => id = Some(*program),
+                TcOption::Bpf(TcFilterBpfOption::Flags(flags)) => direct = flags.contains(TcBpfFlags::DirectAction),
+                _ => {}
+            }
+        }
+    }
+    id.filter(|_| direct)
 }
 
 /// Asks for all links.

@@ -12,6 +12,8 @@ use crate::{Error, Result};
 
 /// Make it, and fail if it is there.
 pub(crate) const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// Make it, or write over what has this handle.
+pub(crate) const ATTACH: u16 = NLM_F_CREATE;
 /// Make it, or put it in the place of what is there.
 pub(crate) const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 

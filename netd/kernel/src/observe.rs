@@ -193,7 +193,7 @@ pub(crate) fn observe(datapath: &DataPath) -> Result<Observed> {
             if config.nat64.is_some() { index(TRANSLATOR) == Some(translator) } else { translator == 0 };
         (index(TUNNEL) == Some(tunnel) && translator_is).then_some(config)
     });
-    observe_links(datapath, &links, &addresses, &permanent_neighbours(&netlink)?, &mut observed)?;
+    observe_links(datapath, &netlink, &links, &addresses, &mut observed)?;
     observe_pins(datapath, &index, &mut observed)?;
     Ok(observed)
 }
@@ -212,11 +212,12 @@ fn sysctls(links: &[Link]) -> BTreeMap<String, String> {
 
 fn observe_links(
     datapath: &DataPath,
+    netlink: &Netlink,
     links: &[Link],
     addresses: &[Address],
-    neighbours: &BTreeMap<u32, BTreeSet<Ipv6Addr>>,
     observed: &mut Observed,
 ) -> Result<()> {
+    let neighbours = permanent_neighbours(netlink)?;
     let gateways: BTreeSet<u32> =
         addresses.iter().filter(|found| found.address == IpAddr::V6(GATEWAY)).map(|found| found.index).collect();
     let mut locals: BTreeMap<Ipv6Addr, u32> = BTreeMap::new();
@@ -238,7 +239,7 @@ fn observe_links(
             up: link.up,
             gateway: gateways.contains(&link.index),
             neighbours: neighbours.get(&link.index).cloned().unwrap_or_default(),
-            programs: datapath.is_workspace_attached(&link.name, link.index),
+            programs: datapath.is_workspace_attached(netlink, link.index),
             entry: entry.filter(|(address, twin, _)| known(address) && known(twin)),
         };
         observed.links.insert(id, state);
@@ -249,17 +250,13 @@ fn observe_links(
 
 fn observe_pins(datapath: &DataPath, index: &dyn Fn(&str) -> Option<u32>, observed: &mut Observed) -> Result<()> {
     for pin in datapath.links()? {
-        if let Some(hook) = pin_hook(&pin) {
-            let name = if let weft_plan::Hook::Uplink(name) = &hook { name.as_str() } else { TUNNEL };
-            let current = index(name).is_some_and(|index| datapath.is_hook_attached(&hook, index));
-            observed.hooks.insert(hook, current);
-            continue;
-        }
-        let ifname = pin.strip_prefix("from_").or_else(|| pin.strip_prefix("to_"));
-        let id = ifname.and_then(WorkspaceId::from_ifname);
-        if !id.is_some_and(|id| observed.links.contains_key(&id)) {
+        let Some(hook) = pin_hook(&pin) else {
             observed.stale_pins.insert(format!("links/{pin}"));
-        }
+            continue;
+        };
+        let name = if let weft_plan::Hook::Uplink(name) = &hook { name.as_str() } else { TUNNEL };
+        let current = index(name).is_some_and(|index| datapath.is_hook_attached(&hook, index));
+        observed.hooks.insert(hook, current);
     }
     observed.stale_pins.extend(datapath.other_versions()?);
     Ok(())

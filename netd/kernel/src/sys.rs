@@ -36,10 +36,7 @@ const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
-/// `BPF_TCX_INGRESS`.
-pub(crate) const INGRESS: u32 = 46;
-/// `BPF_TCX_EGRESS`.
-pub(crate) const EGRESS: u32 = 47;
+const TCX_INGRESS: u32 = 46;
 
 #[repr(C)]
 struct Element {
@@ -144,11 +141,14 @@ pub(crate) fn link_target(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     info::<6>(fd).map(|[_kind, _id, program, _pad, ifindex, _attach_type]| (program, ifindex))
 }
 
-/// Attaches a program by a tcx link, which detaches it when the last reference goes.
-pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32) -> io::Result<OwnedFd> {
+/// Attaches a program to an interface's ingress by a tcx link, which detaches it when the last reference goes.
+pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
     let program = raw(program);
-    bpf(LINK_CREATE, &mut LinkCreate { program, ifindex, attach_type, flags: 0, relative: 0, pad: 0, revision: 0 })
-        .map(owned)
+    bpf(
+        LINK_CREATE,
+        &mut LinkCreate { program, ifindex, attach_type: TCX_INGRESS, flags: 0, relative: 0, pad: 0, revision: 0 },
+    )
+    .map(owned)
 }
 
 /// Puts another program in the place of a link's, without a gap.
@@ -198,6 +198,15 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// Adds or replaces.
     pub(crate) fn put(&self, key: &K, value: &V) -> io::Result<()> {
         bpf(MAP_UPDATE, &mut self.element(key, std::ptr::from_ref(value).cast_mut(), 0)).map(drop)
+    }
+
+    /// Replaces what is there; a key that is not there stays so.
+    pub(crate) fn replace(&self, key: &K, value: &V) -> io::Result<()> {
+        const EXIST: u64 = 2;
+        match bpf(MAP_UPDATE, &mut self.element(key, std::ptr::from_ref(value).cast_mut(), EXIST)) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Deletes; says whether it was there.

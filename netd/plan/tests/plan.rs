@@ -1,4 +1,5 @@
 //! `plan` against a model of the kernel: from whatever is there, its steps lead to what should be, and touch nothing else.
+#![allow(clippy::unwrap_used, reason = "a test states what must hold")]
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

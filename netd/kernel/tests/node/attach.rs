@@ -1,5 +1,5 @@
 //! Attach, adopt, repair, detach: what is there afterwards, and what is not.
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use weft_kernel::Error;
 use weft_plan::{LinkSpec, Op, desired, missing, plan, view::Nat64};
@@ -69,9 +69,6 @@ fn nothing_is_left_after_detach_and_it_may_be_repeated_without_a_netns() {
         kernel.detach(id(1)).await.unwrap();
     });
     assert!(!stdout(&node.netns, "ip -o link; ip -6 route; ip -6 neigh").contains(&id(1).ifname()));
-    let pins: Vec<_> =
-        fs::read_dir(node.bpf_dir.join("links")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(!pins.iter().any(|pin| pin.to_string_lossy().contains(&id(1).ifname())), "{pins:?}");
     let (ops, again) = node.reconcile();
     assert_eq!((ops, again), (vec![], vec![]), "detach left something to a plan");
 }
@@ -129,7 +126,9 @@ fn what_somebody_broke_is_repaired() {
         "ip link set weft0 down".into(),
         "ip link del weft0".into(),
         "ip addr del fd12:3456:789a:7::1/128 dev lo".into(),
-        format!("rm {}/links/to_{ifname}", node.bpf_dir.display()),
+        format!("tc filter del dev {ifname} egress"),
+        format!("tc filter del dev {ifname} ingress"),
+        format!("tc qdisc del dev {ifname} clsact"),
         format!("rm {}/links/uplink_up0", node.bpf_dir.display()),
     ] {
         assert!(succeeds(&node.netns, &damage), "{damage}");
@@ -209,9 +208,7 @@ fn an_attach_that_fails_inside_is_taken_back() {
     node.view.attachments.push(spec.clone());
     let netns = Netns::unique("roll").unwrap();
     // the default route is taken inside: the batch in the workspace fails after the link, entries and programs are there
-    netns
-        .ip(&format!("link add x0 type veth peer name x1\nlink set x0 up\nroute add ::/0 dev x0 metric 1024"))
-        .unwrap();
+    netns.ip("link add x0 type veth peer name x1\nlink set x0 up\nroute add ::/0 dev x0 metric 1024").unwrap();
     let result = node.try_attach(&spec, netns.path());
     assert!(result.unwrap_err().to_string().contains("route the default of IPv6"));
     node.view.attachments.clear();
@@ -245,7 +242,7 @@ fn a_hundred_attaches_take_milliseconds_each() {
     println!("open and observe with 100 workspaces: {:?}", begin.elapsed());
     node.view.attachments.clear();
     node.settle();
-    assert!(times[50] < std::time::Duration::from_millis(50), "p50 {:?}", times[50]);
+    assert!(times[50] < std::time::Duration::from_millis(10), "p50 {:?}", times[50]);
 }
 
 #[test]

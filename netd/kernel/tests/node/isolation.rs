@@ -207,7 +207,7 @@ fn enforcement_goes_on_without_us_and_the_next_one_adopts() {
     let [a, b, stranger] = &node.workspaces[..] else { unreachable!() };
     // no Kernel is open now: `with` drops it
     assert!(a.pings(b.address()) && !stranger.pings(a.address()));
-    let programs = || stdout(&node.netns, "ls -i /sys/fs/bpf/*/programs-* | sort");
+    let programs = || stdout(&node.netns, &format!("ls -i {}/programs-* | sort", node.bpf_dir.display()));
     let before = programs();
     let (ops, again) = node.reconcile();
     assert_eq!((ops, again), (vec![], vec![]), "adopting is not reading");
@@ -407,7 +407,29 @@ fn ipv4_becomes_the_twins_ipv6_and_comes_back() {
     assert!(
         reads(&tun, |packet| packet.first() == Some(&0x45) && packet.get(22..24) == Some(&33333u16.to_be_bytes()[..]))
     );
+    assert!(succeeds(&node.underlay, "echo x | nc -4 -u -w 0 -p 53 198.18.0.1 1234"));
+    // what the translator sends from the node's own address is forwarded to the uplink
+    let receiver = std::process::Command::new("nc")
+        .args(["-4", "-u", "-l", "-W", "1", "198.18.0.2", "7777"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn_in(&node.underlay);
+    let mut receiver = weft_test_support::ChildGuard::new(receiver);
+    wait_until("the receiver to listen", SOON, || stdout(&node.underlay, "ss -4Huln").contains(":7777")).unwrap();
+    let packet = packet::udp4([198, 18, 0, 1], [198, 18, 0, 2], 33333, 7777, b"hello");
+    tun.write(&[&[0u8; weft_tun::VNET_HDR_LEN][..], &packet].concat()).unwrap();
+    wait_until("the translated packet on the underlay", SOON, || receiver.exited().is_some()).unwrap();
     assert!(!reads_now(&tun), "a port outside the range was taken");
+}
+
+trait SpawnIn {
+    fn spawn_in(&mut self, netns: &weft_test_support::Netns) -> std::process::Child;
+}
+
+impl SpawnIn for std::process::Command {
+    fn spawn_in(&mut self, netns: &weft_test_support::Netns) -> std::process::Child {
+        netns.spawn(self).unwrap()
+    }
 }
 
 fn reads_now(tun: &weft_tun::Tun) -> bool {

@@ -69,6 +69,16 @@ pub(crate) fn udp(src: Ipv6Addr, dst: Ipv6Addr, sport: u16, dport: u16, data: &[
     ipv6(src, dst, 17, 64, &checksummed(src, dst, 17, 6, [&header, data].concat()))
 }
 
+pub(crate) fn udp4(src: [u8; 4], dst: [u8; 4], sport: u16, dport: u16, data: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(28 + data.len()).unwrap().to_be_bytes();
+    let mut header = [&[0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, 17, 0, 0][..], &src, &dst].concat();
+    let mut total = sum(0, &header);
+    total = (total & 0xffff) + (total >> 16);
+    header[10..12].copy_from_slice(&(!(total as u16)).to_be_bytes());
+    let length = u16::try_from(8 + data.len()).unwrap().to_be_bytes();
+    [&header[..], &sport.to_be_bytes(), &dport.to_be_bytes(), &length, &[0, 0], data].concat()
+}
+
 pub(crate) fn echo(src: Ipv6Addr, dst: Ipv6Addr, kind: u8) -> Vec<u8> {
     ipv6(src, dst, 58, 64, &checksummed(src, dst, 58, 2, vec![kind, 0, 0, 0, 0, 1, 0, 1]))
 }
