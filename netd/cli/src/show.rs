@@ -139,7 +139,7 @@ pub(crate) fn status(status: &StatusView) -> String {
                 peer.last_handshake_s.map_or_else(|| "never".into(), |ago| format!("{ago} s ago")),
                 peer.rx_bytes.to_string(),
                 peer.tx_bytes.to_string(),
-                peer.rtt_us.map(|rtt| duration(rtt)).unwrap_or_default(),
+                peer.rtt_us.map(duration).unwrap_or_default(),
                 if peer.verified { "yes" } else { "no" }.into(),
             ]
         });

@@ -1,4 +1,5 @@
 //! The API over its socket, on a data path that is a table in memory: what is answered, refused, remembered and published.
+#![allow(clippy::unwrap_used, reason = "tests may stop at the first thing that does not hold")]
 mod fake;
 
 use fake::{Fixture, error, try_until, until};

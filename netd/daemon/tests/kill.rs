@@ -1,5 +1,6 @@
 //! The real netd on the real kernel, in namespaces of its own: killed between any two steps of attach and detach, it leaves
 //! nothing half-made; and it refuses to start where it must, before it changes anything.
+#![allow(clippy::unwrap_used, reason = "tests may stop at the first thing that does not hold")]
 use std::{
     collections::BTreeSet,
     os::unix::process::CommandExt,
