@@ -237,15 +237,7 @@ fn another_versions_pins_are_replaced_and_removed() {
 fn the_underlay_cannot_forge_what_is_inside() {
     let node = three("uplink");
     let a = &node.workspaces[0];
-    let mac: Vec<u8> = stdout(&node.netns, "cat /proc/sys/net/ipv6/conf/up0/mtu >/dev/null; ip -o link show up0")
-        .split("link/ether ")
-        .nth(1)
-        .and_then(|rest| rest.split(' ').next())
-        .unwrap()
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
-        .collect();
-    let mac: [u8; 6] = mac.try_into().unwrap();
+    let mac = mac_of(&node.netns, "up0");
     let outside: Ipv6Addr = "2001:db8::2".parse().unwrap();
     for (what, reason, packet) in [
         ("a friend's source", Reason::ForgedSource, echo(node.workspaces[1].address(), a.address(), 128)),
@@ -403,11 +395,15 @@ fn ipv4_becomes_the_twins_ipv6_and_comes_back() {
     .unwrap();
     assert!(status.unwrap().success(), "the translated echo was not accepted");
     // and the node's own reserved ports are taken at the uplink
-    assert!(succeeds(&node.underlay, "echo x | nc -4 -u -w 0 -p 53 198.18.0.1 33333"));
-    assert!(
-        reads(&tun, |packet| packet.first() == Some(&0x45) && packet.get(22..24) == Some(&33333u16.to_be_bytes()[..]))
-    );
-    assert!(succeeds(&node.underlay, "echo x | nc -4 -u -w 0 -p 53 198.18.0.1 1234"));
+    let sends = |port: u16| {
+        let frame = packet::udp4([198, 18, 0, 2], [198, 18, 0, 1], 53, port, b"x");
+        packet::send(&node.underlay, "n0", &ethernet(mac_of(&node.netns, "up0"), [2, 0, 0, 0, 0, 7], 0x0800, &frame));
+    };
+    sends(33333);
+    let to_port =
+        |packet: &[u8]| packet.first() == Some(&0x45) && packet.get(22..24) == Some(&33333u16.to_be_bytes()[..]);
+    assert!(reads(&tun, to_port));
+    sends(1234);
     // what the translator sends from the node's own address is forwarded to the uplink
     let receiver = std::process::Command::new("nc")
         .args(["-4", "-u", "-l", "-W", "1", "198.18.0.2", "7777"])
@@ -420,6 +416,13 @@ fn ipv4_becomes_the_twins_ipv6_and_comes_back() {
     tun.write(&[&[0u8; weft_tun::VNET_HDR_LEN][..], &packet].concat()).unwrap();
     wait_until("the translated packet on the underlay", SOON, || receiver.exited().is_some()).unwrap();
     assert!(!reads_now(&tun), "a port outside the range was taken");
+}
+
+fn mac_of(netns: &weft_test_support::Netns, interface: &str) -> [u8; 6] {
+    let shown = stdout(netns, &format!("ip -o link show {interface}"));
+    let mac = shown.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    bytes.try_into().unwrap()
 }
 
 trait SpawnIn {
