@@ -129,8 +129,6 @@ impl Node {
             workspaces.insert(*id, graph);
         }
         let node = Graph::new(declared::node(), now).expect("the node's targets are declared without a circle");
-        let ids = state.ids();
-        state.announce(ids);
         Ok(Arc::new(Self {
             config,
             paths,
@@ -306,7 +304,13 @@ impl Node {
         let me = Me { node: identity.node.clone(), prefix: identity.prefix };
         tracing::info!(node = %me.node, prefix = %me.prefix, seed = identity.seed, "this node is a member");
         let member = Arc::new(Member { me, identity, store, authority });
-        self.write().node = Some(member.me.node.clone());
+        {
+            let mut state = self.write();
+            state.node = Some(member.me.node.clone());
+            // Only who we are tells whose attachments the view's are.
+            let ids = state.ids();
+            state.announce(ids);
+        }
         let member = self.member.get_or_init(|| member).clone();
         self.targets().node.poke("identity", self.clock.now());
         self.joined.notify_one();

@@ -267,6 +267,13 @@ async fn a_restart_adopts_completes_and_gives_up() {
             && now.iter().all(|view| view.published))
     })
     .await;
+    let mut events = client.events("/v1/routes/watch").await.unwrap();
+    let event = futures_util::StreamExt::next(&mut events).await.unwrap().unwrap();
+    let RouteEvent::Snapshot { routes, .. } = serde_json::from_str(&event.data).unwrap() else { panic!("no snapshot") };
+    for view in list(&client).await {
+        let route = routes.iter().find(|route| route.id == view.id).unwrap();
+        assert_eq!(route.address, view.address, "a restart tells listeners the same addresses");
+    }
     let explained: Explanation = client.get("/v1/explain/workspaces/relinked").await.unwrap();
     assert!(explained.targets.iter().all(|target| target.state != TargetState::Failed), "{explained:?}");
 }
