@@ -36,7 +36,9 @@ pub enum AddressError {
     #[error("{0} is too long or too short for a fabric: give a prefix of length 32 to 60 (a /48 is usual)")]
     FabricLength(Ipv6Net),
     /// Neither a ULA nor a GUA, or one that others own.
-    #[error("{0} cannot be a fabric: give a ULA (inside fd00::/8, but not fd00:ec2::/32) or a GUA (inside 2000::/3) that is yours")]
+    #[error(
+        "{0} cannot be a fabric: give a ULA (inside fd00::/8, but not fd00:ec2::/32) or a GUA (inside 2000::/3) that is yours"
+    )]
     FabricRange(Ipv6Net),
     /// A node prefix of an unsupported length.
     #[error("{0} cannot be a node prefix: its length must be 64, 80 or 96")]

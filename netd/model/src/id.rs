@@ -50,7 +50,11 @@ impl FromStr for WorkspaceId {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
         let bytes: [u8; 10] = text.as_bytes().try_into().map_err(|_| IdError::WorkspaceId(text.into()))?;
-        if bytes.iter().all(|byte| BASE32.contains(byte)) { Ok(Self(bytes)) } else { Err(IdError::WorkspaceId(text.into())) }
+        if bytes.iter().all(|byte| BASE32.contains(byte)) {
+            Ok(Self(bytes))
+        } else {
+            Err(IdError::WorkspaceId(text.into()))
+        }
     }
 }
 
