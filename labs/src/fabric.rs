@@ -114,10 +114,9 @@ impl Fabric {
         start("wire", &[&netd, "wire", "--tun", "weft0", "--config", &wire_conf, "--uapi", &in_run("weft0.sock")])?;
         start("dns", &[&netd, "dns", "--view", &in_run("dns.json")])?;
         let nat64 = text(&bin("nat64")?);
-        start("nat64", &[&nat64, "--config", &in_run("nat64.toml")])?;
-        // Whoever starts nat64 says which process it is: netd tells it by a signal that its file has changed.
-        let pid = self.lab.pid(&node.name, "nat64")?.to_string();
-        fs::write(run.join("nat64.pid"), pid).context("cannot write nat64.pid")?;
+        // By its pid file netd finds whom to tell that its configuration has changed.
+        let pid_file = in_run("nat64.pid");
+        start("nat64", &[&nat64, "--config", &in_run("nat64.toml"), "--pid-file", &pid_file])?;
         if !node.proxy.is_empty() {
             let config = self.proxy_toml(node)?;
             start("proxy", &[&text(&bin("weft-proxy")?), "--config", &text(&config)])?;

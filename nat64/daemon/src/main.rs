@@ -40,6 +40,9 @@ struct RunArguments {
     /// Where metrics are served: HTTP on a unix socket.
     #[arg(long)]
     metrics_socket: Option<PathBuf>,
+    /// Where the process's number is written, so that netd can signal a new configuration.
+    #[arg(long)]
+    pid_file: Option<PathBuf>,
     /// Creates the TUN device and brings it up, instead of waiting for netd to do so.
     #[arg(long)]
     create_tun: bool,

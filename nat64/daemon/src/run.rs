@@ -31,6 +31,8 @@ const LONGEST_SLEEP: u64 = 1_000;
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
     let signals = block_signals()?;
+    // Written before the configuration is read: a signal that comes meanwhile is kept, so no change is missed.
+    arguments.pid_file.as_deref().map(write_pid).transpose()?;
     let Some(config) = wait_for_config(&arguments.config, &signals)? else { return Ok(()) };
     if arguments.create_tun {
         Tun::create_persistent(&config.tun, Options::default())?;
@@ -82,6 +84,14 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let _ = self.0.write(&[0]);
     }
+}
+
+/// Writes the process's number, whole or not at all.
+fn write_pid(path: &Path) -> anyhow::Result<()> {
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, std::process::id().to_string())
+        .and_then(|()| std::fs::rename(&fresh, path))
+        .with_context(|| format!("cannot write {}: give a --pid-file in a folder that exists", path.display()))
 }
 
 /// Signals come by a descriptor, to the main thread.
