@@ -87,7 +87,6 @@ impl Node {
         let view = {
             let mut state = self.write();
             state.linking.remove(&id);
-            state.links.insert(id);
             state.announce([id]);
             state.view(id)
         };
@@ -220,7 +219,6 @@ impl Node {
             let mut state = self.write();
             state.entries.remove(&id);
             state.linking.remove(&id);
-            state.links.remove(&id);
             state.refused.remove(&id);
             if forget {
                 state.forgotten.insert(id);

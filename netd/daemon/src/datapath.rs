@@ -45,7 +45,7 @@ pub struct Reconciled {
     /// Workspaces whose link is there.
     pub links: BTreeSet<WorkspaceId>,
     /// Workspaces whose link is not there at all.
-    pub missing: Vec<WorkspaceId>,
+    pub missing: BTreeSet<WorkspaceId>,
 }
 
 /// The kernel of this process's network namespace.
@@ -64,6 +64,22 @@ impl KernelPath {
     #[must_use]
     pub fn new(kernel: Kernel) -> Self {
         Self { kernel, change: Mutex::new(()), generation: AtomicU64::new(0) }
+    }
+}
+
+/// A link that is being made or removed: what is seen before it begins, or while it goes on, is worth nothing afterwards.
+struct Moves<'a>(&'a AtomicU64);
+
+impl<'a> Moves<'a> {
+    fn begin(generation: &'a AtomicU64) -> Self {
+        generation.fetch_add(1, Ordering::SeqCst);
+        Self(generation)
+    }
+}
+
+impl Drop for Moves<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -117,13 +133,13 @@ impl DataPath for KernelPath {
 
     async fn attach(&self, spec: &LinkSpec, netns: &Path) -> Result<(), ApiError> {
         let _change = self.change.lock().await;
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        let _moves = Moves::begin(&self.generation);
         self.kernel.attach(spec, netns).await.map_err(|error| api_error(&error))
     }
 
     async fn detach(&self, id: WorkspaceId) -> Result<(), ApiError> {
         let _change = self.change.lock().await;
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        let _moves = Moves::begin(&self.generation);
         self.kernel.detach(id).await.map_err(|error| api_error(&error))
     }
 
@@ -141,7 +157,11 @@ impl DataPath for KernelPath {
             };
             let ops = plan(&desired, &observed);
             let links = observed.links.keys().filter(|id| desired.links.contains_key(id)).copied().collect();
-            let mut result = Reconciled { links, missing: missing(&desired, &observed), ..Reconciled::default() };
+            let mut result = Reconciled {
+                links,
+                missing: missing(&desired, &observed).into_iter().collect(),
+                ..Reconciled::default()
+            };
             // What was seen is worth something only if no workspace came or went since.
             let _change = match early {
                 Some(change) => change,

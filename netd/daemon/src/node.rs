@@ -70,6 +70,8 @@ pub struct AttachStats {
     pub reconciled: u64,
     /// How many of them left something undone.
     pub unreconciled: u64,
+    /// Whether the last one did.
+    pub unsound: bool,
 }
 
 /// Everything that the parts of netd share.

@@ -26,6 +26,8 @@ use crate::{
 
 /// How often everything is compared even if nothing is known to have changed.
 const PERIOD: Duration = Duration::from_secs(5);
+/// How soon it is tried again after something failed.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How long changes may gather before they are reconciled together.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -38,8 +40,8 @@ pub async fn run(node: Arc<Node>, member: Arc<Member>) {
         .ok();
     let mut given = BTreeMap::new();
     loop {
-        let next = Instant::now() + PERIOD;
-        node.reconcile(&member, &mut given).await;
+        let sound = node.reconcile(&member, &mut given).await;
+        let next = Instant::now() + if sound { PERIOD } else { AGAIN };
         let event = async {
             let ended = match &mut events {
                 Some(events) => events.changed().await.is_err(),
@@ -59,17 +61,21 @@ pub async fn run(node: Arc<Node>, member: Arc<Member>) {
 }
 
 impl Node {
-    /// One round: what is seen of the machine, the kernel, the links, the files, the tunnel.
-    pub async fn reconcile(&self, member: &Member, given: &mut BTreeMap<String, SocketAddr>) {
+    /// One round: what is seen of the machine, the kernel, the links, the files, the tunnel. Whether the kernel is as it
+    /// should be.
+    pub async fn reconcile(&self, member: &Member, given: &mut BTreeMap<String, SocketAddr>) -> bool {
         self.refresh_facts().await;
         let view = || view::node_view(&self.config, &member.me, &self.read());
+        let mut sound = true;
         if view().is_some() {
+            let settled = self.settled();
             let result = self.data_path.reconcile(&view).await;
-            self.report(&result);
-            if result.errors.is_empty() {
+            sound = result.errors.is_empty();
+            self.report(&result, &settled);
+            if sound {
                 self.founded.send_replace(true);
             }
-            self.complete(&result).await;
+            self.complete(&result, &settled).await;
         }
         if let Err(error) = self.write_files(member) {
             let reason = error.to_string();
@@ -84,6 +90,15 @@ impl Node {
             tracing::debug!(%error, "cannot expire flows");
         }
         self.look.notify_one();
+        sound
+    }
+
+    /// The attachments whose link was made before now, by their epochs: only of these does a look at the kernel that begins
+    /// now say that a link is missing.
+    fn settled(&self) -> BTreeMap<WorkspaceId, u64> {
+        let state = self.read();
+        let settled = state.entries.values().filter(|entry| !state.linking.contains(&entry.id));
+        settled.map(|entry| (entry.id, entry.epoch)).collect()
     }
 
     async fn refresh_facts(&self) {
@@ -104,56 +119,53 @@ impl Node {
     }
 
     /// Records what a reconciliation found, and what follows for the workspaces' targets.
-    fn report(&self, result: &Reconciled) {
-        {
+    fn report(&self, result: &Reconciled, settled: &BTreeMap<WorkspaceId, u64>) {
+        let persists = {
             let mut stats = self.stats();
             stats.reconciled += 1;
-            stats.unreconciled += u64::from(!result.errors.is_empty());
-        }
+            let before = std::mem::replace(&mut stats.unsound, !result.errors.is_empty());
+            stats.unreconciled += u64::from(stats.unsound);
+            before && stats.unsound
+        };
         if !result.applied.is_empty() {
-            tracing::info!(
-                steps = result.applied.len(),
-                first = result.applied.first(),
-                "changed the kernel to what it should be"
-            );
+            let (steps, first) = (result.applied.len(), result.applied.first());
+            tracing::info!(steps, first, "changed the kernel to what it should be");
             tracing::debug!(steps = ?result.applied, "all steps");
         }
+        // A kernel that changes while it is read fails a look now and then: what counts is what the next one says too.
+        let errors: &[String] = if persists { &result.errors } else { &[] };
         let ids: Vec<WorkspaceId> = {
             let mut state = self.write();
-            if state.reconcile_errors != result.errors {
-                for error in &result.errors {
+            for error in result.errors.iter().filter(|_| state.reconcile_errors != result.errors) {
+                if persists {
                     tracing::error!(error, "the kernel is not as it should be");
+                } else {
+                    tracing::warn!(error, "the kernel could not be brought to what it should be; trying again");
                 }
             }
-            state.reconcile_errors.clone_from(&result.errors);
-            state.links.clone_from(&result.links);
-            state.entries.keys().filter(|id| !state.linking.contains(id)).copied().collect()
+            state.reconcile_errors = errors.to_vec();
+            let same = |id: &&WorkspaceId| state.entries.get(*id).map(|entry| entry.epoch) == settled.get(*id).copied();
+            settled.keys().filter(same).copied().collect()
         };
-        let missing: BTreeSet<WorkspaceId> = result.missing.iter().copied().collect();
         let clat = self.clat_verdict();
         for id in ids {
-            if missing.contains(&id) {
-                self.observe_workspace(id, "link", Verdict::Failed(format!("the link {} is missing", id.ifname())));
-                continue;
+            if result.missing.contains(&id) {
+                let missing = format!("the link {} is missing", id.ifname());
+                self.observe_workspace(id, "link", Verdict::Failed(missing));
+            } else if result.links.contains(&id) {
+                self.observe_workspace(id, "link", Verdict::Done);
+                let policy = errors.first().map_or(Verdict::Done, |error| Verdict::Failed(error.clone()));
+                self.observe_workspace(id, "policy", policy);
+                self.observe_workspace(id, "clat", clat.clone());
+                self.refresh_published(vec![id]);
             }
-            if !result.links.contains(&id) {
-                continue;
-            }
-            self.observe_workspace(id, "link", Verdict::Done);
-            let policy = result.errors.first().map_or(Verdict::Done, |error| Verdict::Failed(error.clone()));
-            self.observe_workspace(id, "policy", policy);
-            self.observe_workspace(id, "clat", clat.clone());
-            self.refresh_published(vec![id]);
         }
     }
 
     /// Links that should be there and are not: made again if the workspace still lives, given up if it is gone.
-    async fn complete(&self, result: &Reconciled) {
+    async fn complete(&self, result: &Reconciled, settled: &BTreeMap<WorkspaceId, u64>) {
         for id in &result.missing {
-            let entry = {
-                let state = self.read();
-                state.entries.get(id).filter(|_| !state.linking.contains(id)).cloned()
-            };
+            let entry = self.read().entries.get(id).filter(|entry| settled.get(id) == Some(&entry.epoch)).cloned();
             let Some(entry) = entry else { continue };
             let alive = self.data_path.netns(&entry.netns).is_ok_and(|netns| netns == entry.netns_id);
             if alive { self.link_again(&entry).await } else { self.give_up(&entry).await }
@@ -165,7 +177,6 @@ impl Node {
         match self.data_path.attach(&spec, &entry.netns).await {
             Ok(()) => {
                 tracing::info!(workspace = %entry.id, "made its link again");
-                self.write().links.insert(entry.id);
                 self.observe_workspace(entry.id, "link", Verdict::Done);
                 self.observe_workspace(entry.id, "policy", Verdict::Done);
                 let clat = self.clat_verdict();
@@ -189,7 +200,6 @@ impl Node {
         {
             let mut state = self.write();
             state.entries.remove(&id);
-            state.links.remove(&id);
             state.refused.remove(&id);
             state.announce([id]);
         }

@@ -35,8 +35,6 @@ pub struct State {
     pub facts: Facts,
     /// MTU of tunnel and links.
     pub mtu: u32,
-    /// Workspaces whose link was seen.
-    pub links: BTreeSet<WorkspaceId>,
     /// What the last reconciliation could not do.
     pub reconcile_errors: Vec<String>,
     /// Why the store cannot be reached; `None` while it can.
@@ -62,7 +60,6 @@ impl Default for State {
             fabric: Fabric::default(),
             facts: Facts::default(),
             mtu: 1420,
-            links: BTreeSet::new(),
             reconcile_errors: Vec::new(),
             store_error: Some("not asked yet".into()),
             refused: HashMap::new(),
