@@ -12,7 +12,7 @@ use weft_model::{
     object::{Author, Kind, Port, WorkspaceSpec},
 };
 use weft_plan::LinkSpec;
-use weft_store::{Store, Txn};
+use weft_store::{Change, Store, Txn};
 
 use crate::{
     clock::unix_ms,
@@ -209,7 +209,9 @@ impl Node {
             if forget {
                 // A stopped workspace is nobody's but the store's: whoever asks hears what the store says.
                 let txn = Txn::new(Author::User(caller.into()), unix_ms()).delete(Kind::Workspace, id.as_str());
-                member.store.commit(txn).await?;
+                let revision = member.store.commit(txn).await?;
+                let gone = Change::Delete { kind: Kind::Workspace, name: id.to_string(), revision };
+                self.take_change(&gone).await;
             }
             return Ok(id);
         }
@@ -294,7 +296,7 @@ impl Node {
         let delta = {
             let mut state = self.write();
             let delta = match object {
-                Some(object) => state.fabric.apply(&weft_store::Change::Put(object)),
+                Some(object) => state.fabric.apply(&Change::Put(object)),
                 None => return Ok(()),
             };
             state.announce([id]);

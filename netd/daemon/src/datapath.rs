@@ -153,6 +153,11 @@ impl DataPath for KernelPath {
             let desired = desired(&view);
             let observed = match self.kernel.observe().await {
                 Ok(observed) => observed,
+                // A burst of attaches changes the kernel faster than it can be read: look again with that excluded.
+                Err(_) if early.is_none() => {
+                    looks = OPTIMISTIC_LOOKS;
+                    continue;
+                }
                 Err(error) => return Reconciled { errors: vec![error.to_string()], ..Reconciled::default() },
             };
             let ops = plan(&desired, &observed);

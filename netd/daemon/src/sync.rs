@@ -154,7 +154,8 @@ impl Node {
         doubt
     }
 
-    async fn take_change(&self, change: &Change) {
+    /// Takes one change of the store, with all that follows from it.
+    pub async fn take_change(&self, change: &Change) {
         let delta = self.write().fabric.apply(change);
         self.taken(delta).await;
     }
@@ -299,8 +300,10 @@ impl Node {
                 .put_spec(kind, name, spec),
             Unpublished::Forget(_) => Txn::new(me, now).delete(kind, name),
         };
-        member.store.commit(txn).await?;
+        let revision = member.store.commit(txn).await?;
         if matches!(work, Unpublished::Forget(_)) {
+            // Out of the view first: between the two it would be back, as a stopped one.
+            self.take_change(&Change::Delete { kind, name: name.into(), revision }).await;
             self.write().forgotten.remove(&id);
             if let Err(error) = self.journalled(move |journal| journal.forgotten_done(id)).await {
                 tracing::warn!(workspace = %id, %error, "the store deleted it; the journal will ask again");
