@@ -60,6 +60,9 @@ impl Forwarder {
         options.timeout = ATTEMPT;
         options.positive_max_ttl = Some(LONGEST.0);
         options.negative_max_ttl = Some(LONGEST.1);
+        // The kernel draws the source port: it keeps off the ports of the node's address that belong to NAT64, whose
+        // answers would be taken at the uplink.
+        options.os_port_selection = true;
         let servers: Vec<_> = upstreams.iter().map(name_server).collect();
         let ttl = TtlConfig::from_opts(&options);
         let context = Arc::new(PoolContext::new(options, TlsConfig::new()?));

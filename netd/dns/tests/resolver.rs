@@ -449,6 +449,31 @@ fn a_dead_upstream_is_a_quick_server_failure_and_another_takes_over() {
 }
 
 #[test]
+fn asks_from_ports_that_the_kernel_draws_so_that_reserved_ones_stay_free() {
+    let Some(mut fixture) = Fixture::started("dns-ports") else { return };
+    fixture.netns.sysctl("net.ipv4.ip_local_port_range", "40000 40999").unwrap();
+    fixture.netns.sysctl("net.ipv4.ip_local_reserved_ports", "40000-40499").unwrap();
+    let upstream = fixture.netns.run(|| UdpSocket::bind(SILENT).unwrap()).unwrap();
+    fixture.change(|view| view.upstreams = vec![SILENT.parse().unwrap()]);
+    let asker = fixture.netns.run(|| UdpSocket::bind((ALPHA, 0)).unwrap()).unwrap();
+    let mut seen = Vec::new();
+    let mut buffer = [0; 512];
+    let mut asked = 0;
+    // The first questions may still go to the upstream of before.
+    while seen.len() < 30 {
+        assert!(asked < 500, "only {} of {asked} questions reached the upstream", seen.len());
+        let request = question(&format!("name-{asked}.test"), RecordType::A).to_vec().unwrap();
+        asker.send_to(&request, (RESOLVER, 53)).unwrap();
+        asked += 1;
+        upstream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        if let Ok((_, from)) = upstream.recv_from(&mut buffer) {
+            seen.push(from.port());
+        }
+    }
+    assert!(seen.iter().all(|port| (40500..=40999).contains(port)), "{seen:?}");
+}
+
+#[test]
 fn large_answers_go_over_tcp_and_many_questions_over_one_connection() {
     let Some(fixture) = Fixture::started("tcp") else { return };
     let udp = fixture.ask(ALPHA, "big.test", RecordType::A);
