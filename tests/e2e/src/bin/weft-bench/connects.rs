@@ -1,5 +1,6 @@
 //! The two ends of the connection-rate measurement.
 use std::{
+    io::Read,
     net::{SocketAddr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
@@ -19,7 +20,10 @@ pub(crate) fn connect(address: SocketAddr, duration: Duration) -> Result<()> {
     let start = Instant::now();
     let mut done = 0u32;
     while start.elapsed() < duration {
-        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+        // The other end closes once it has accepted. Without waiting for that its backlog overflows, and the figure would
+        // be that of the SYN's second attempt.
+        let _ = stream.read(&mut [0])?;
         // Reset instead of TIME_WAIT, so that the client's ports do not run out before the measurement ends.
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         done += 1;
