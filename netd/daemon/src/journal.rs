@@ -59,7 +59,7 @@ pub enum JournalError {
         found: i64,
     },
     /// SQLite refuses.
-    #[error("the journal {path}: {error}; check the disk's space and the file's owner, or move it away to begin anew")]
+    #[error("the journal {path}: {error}; {}", way_out(error))]
     Sqlite {
         /// The file.
         path: PathBuf,
@@ -76,6 +76,17 @@ pub enum JournalError {
         /// Which row and why.
         what: String,
     },
+}
+
+/// What an operator does about SQLite's refusal.
+fn way_out(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => "free space on its disk, and try again",
+        Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+            "restore it from a backup; to begin anew (attached workspaces are detached), move the file away"
+        }
+        _ => "check the file's owner and mode, and that its disk can be written",
+    }
 }
 
 /// The open journal.
@@ -329,8 +340,10 @@ mod tests {
     fn a_file_that_is_no_journal_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal.db");
-        std::fs::write(&path, "this is no database, whatever it may be, and long enough to tell").unwrap();
+        let text = "this is no database, whatever it may be, and long enough to tell";
+        std::fs::write(&path, text).unwrap();
         let error = Journal::open(&path).unwrap_err().to_string();
-        assert!(error.contains("journal.db") && error.contains("move it away"), "{error}");
+        assert!(error.contains("journal.db") && error.contains("restore it from a backup"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "it is left as it was");
     }
 }
