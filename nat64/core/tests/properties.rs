@@ -84,6 +84,48 @@ fn lengths_hold(packet: &[u8]) -> bool {
     }
 }
 
+/// Prefixes of every length at once (RFC 6052 2.2), each for IPv4 of its own.
+const PREFIXES: [(&str, &str); 6] = [
+    ("2001:db8::/32", "198.18.0.0/18"),
+    ("2001:db9:100::/40", "198.18.64.0/18"),
+    ("64:ff9b:1::/48", "198.18.128.0/18"),
+    ("2001:dba:122:300::/56", "198.18.192.0/18"),
+    ("2001:dba:122:444::/64", "198.19.0.0/17"),
+    ("64:ff9b::/96", "198.19.128.0/17"),
+];
+
+fn every_length(mode: &str) -> Engine {
+    let mut text = match mode {
+        "siit" => {
+            "tun = \"t\"\nmode = \"siit\"\nmtu6 = 1420\n[[eam]]\nfour = \"192.0.2.1/32\"\nsix = \"fd12::1/128\"\n"
+                .to_owned()
+        }
+        _ => CONFIG
+            .split("[[prefix]]")
+            .next()
+            .unwrap()
+            .replace("198.18.7.0/24", "192.0.2.7/32")
+            .replace("198.18.8.8/32", "192.0.2.8/32"),
+    };
+    for (prefix, permit) in PREFIXES {
+        text.push_str(&format!("[[prefix]]\nprefix = \"{prefix}\"\npermit = [\"{permit}\"]\n"));
+    }
+    Engine::new(toml::from_str(&text).unwrap(), 0, [1, 2]).unwrap()
+}
+
+/// The address by RFC 6052 2.2's figure, octet by octet.
+fn naive_embed(prefix: &str, address: std::net::Ipv4Addr) -> std::net::Ipv6Addr {
+    let (net, len) = prefix.split_once('/').unwrap();
+    let mut octets = net.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let mut at = len.parse::<usize>().unwrap() / 8;
+    for octet in address.octets() {
+        at += usize::from(at == 8);
+        octets[at] = octet;
+        at += 1;
+    }
+    octets.into()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(512)))]
 
@@ -127,6 +169,98 @@ proptest! {
         prop_assert_eq!((seen.source, seen.destination), (mapped(remote).into(), host(source).into()));
         prop_assert_eq!((seen.tos, seen.ports()), (tos, (remote_port, port)));
         prop_assert_eq!(&seen.transport[seen.transport.len() - data.len()..], &data[..]);
+    }
+
+    #[test]
+    fn there_and_back_below_prefixes_of_every_length(host4 in 0u32..1 << 17, siit: bool, port in 1u16.., data: Vec<u8>) {
+        let mut engine = every_length(if siit { "siit" } else { "nat64" });
+        let remote = std::net::Ipv4Addr::from_bits(0xc612_0000 | host4);
+        let permits = |permit: &str| permit.parse::<ipnet::Ipv4Net>().unwrap().contains(&remote);
+        for (prefix, permit) in PREFIXES {
+            let address = naive_embed(prefix, remote);
+            let packet = v6(host(1), address, UDP, &udp(port, 53, &data));
+            if !permits(permit) {
+                prop_assert_eq!(run(&mut engine, 0, &packet).0, Verdict::Reply(weft_nat64_core::Reason::NotPermitted));
+                continue;
+            }
+            let seen = pass(&mut engine, 0, &packet);
+            prop_assert_eq!((seen.source, seen.destination), (POOL.into(), remote.into()));
+            let back = pass(&mut engine, 0, &v4(remote, POOL, UDP, &udp(53, seen.ports().0, &data)));
+            prop_assert_eq!((back.source, back.destination, back.ports()), (address.into(), host(1).into(), (53, port)));
+            prop_assert_eq!(&back.transport[8..], &data[..]);
+        }
+    }
+
+    /// Without state: any packet of any protocol, whole or a fragment, is itself again after both translations.
+    #[test]
+    fn siit_there_and_back(
+        protocol in prop_oneof![Just(TCP), Just(UDP), Just(132u8)], data: Vec<u8>, ports: (u16, u16), tos: u8,
+        fragment in prop::option::of((0u16..100, any::<bool>(), any::<u16>())),
+    ) {
+        let mut engine = every_length("siit");
+        let segment = match protocol {
+            TCP => tcp(ports.0, ports.1, ACK, &data),
+            UDP => udp(ports.0, ports.1, &data),
+            _ => data,
+        };
+        let remote = std::net::Ipv4Addr::new(198, 18, 65, 9);
+        let address = naive_embed(PREFIXES[1].0, remote);
+        let whole = if protocol == 132 { v6_raw(host(1), address, 132, &segment) } else { v6(host(1), address, protocol, &segment) };
+        let mut packet = match fragment {
+            None => whole,
+            Some((offset, more, id)) => {
+                let [a, b] = (offset << 3 | u16::from(more)).to_be_bytes();
+                let [c, d] = id.to_be_bytes();
+                v6_raw(host(1), address, 44, &[&[protocol, 0, a, b, 0, 0, c, d][..], &whole[40..]].concat())
+            }
+        };
+        (packet[0], packet[1]) = (0x60 | tos >> 4, tos << 4);
+        let (verdict, mut out) = run(&mut engine, 0, &packet);
+        prop_assert_eq!(verdict, Verdict::Forward);
+        prop_assert!(lengths_hold(&out));
+        // It comes back from where it went.
+        let (source, destination) = (out[12..16].to_vec(), out[16..20].to_vec());
+        out[12..16].copy_from_slice(&destination);
+        out[16..20].copy_from_slice(&source);
+        finish_v4(&mut out);
+        let (verdict, back) = run(&mut engine, 0, &out);
+        prop_assert_eq!(verdict, Verdict::Forward);
+        let transport = if fragment.is_some_and(|(offset, more, _)| offset != 0 || more) { 48 } else { 40 };
+        let was = if fragment.is_some() { 48 } else { 40 };
+        prop_assert_eq!(&back[transport..], &packet[was..]);
+        prop_assert_eq!(&back[8..40], &[&packet[24..40], &packet[8..24]].concat()[..]);
+        prop_assert_eq!((&back[..2], back[7]), (&packet[..2], 62));
+        if transport == 48 {
+            prop_assert_eq!(&back[40..48], &packet[40..48]);
+        }
+    }
+
+    #[test]
+    fn siit_no_changed_packet_panics_and_what_passes_has_true_lengths(
+        which in 0usize..10, changes in prop::collection::vec((0usize..160, any::<u8>()), 0..6),
+        cut in prop::option::of(0usize..200), undone in any_offload(), plain: bool, bytes: Vec<u8>,
+    ) {
+        let text = "tun = \"t\"\nmode = \"siit\"\nmtu6 = 1280\nicmp_sources = [\"192.0.2.9/32\"]\n\
+            [[eam]]\nfour = \"192.0.2.1/32\"\nsix = \"fd12::9/128\"\n[[eam]]\nfour = \"198.18.0.80/32\"\nsix = \"fd12::8/128\"\n\
+            [[prefix]]\nprefix = \"64:ff9b:1::/96\"\npermit = [\"0.0.0.0/0\"]";
+        let mut engine = Engine::new(toml::from_str(text).unwrap(), 0, [1, 2]).unwrap();
+        let mut packet = if which == 9 { bytes } else { acquainted().1[which].clone() };
+        for (at, value) in changes {
+            if let Some(byte) = packet.get_mut(at) {
+                *byte = value;
+            }
+        }
+        packet.truncate(cut.unwrap_or(usize::MAX));
+        if packet.len() >= 20 && packet[0] == 0x45 {
+            finish_v4(&mut packet);
+        }
+        let mut undone = if plain { Offload::default() } else { undone };
+        let (verdict, out) = run_with(&mut engine, 1, &packet, &mut undone);
+        match verdict {
+            Verdict::Forward | Verdict::Reply(_) => prop_assert!(lengths_hold(&out)),
+            Verdict::Split(packets) => prop_assert!(packets.iter().all(|packet| lengths_hold(packet))),
+            Verdict::Drop(_) => {}
+        }
     }
 
     #[test]
