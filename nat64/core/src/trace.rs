@@ -4,9 +4,9 @@ use serde::Serialize;
 /// A rule that was applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Step {
-    /// The RFC; 0 for a rule of the configuration.
+    /// The RFC.
     pub rfc: u16,
-    /// Its section; empty for a rule of the configuration.
+    /// Its section.
     pub section: &'static str,
     /// What was found or done.
     pub text: String,
