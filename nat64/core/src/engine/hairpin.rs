@@ -7,7 +7,7 @@ use crate::{HEADROOM, Offload, PacketBuf, Reason, bytes::*, config::Mode};
 
 impl Engine {
     /// A packet from IPv6, by the mode.
-    pub(super) fn from_six(
+    pub(super) fn handle_six(
         &mut self,
         now: u64,
         random: Random<'_>,
@@ -48,12 +48,12 @@ impl Engine {
                 self.trace.note(7757, "4.2.2", || "the destination is an explicitly mapped host's: hairpin".into());
             }
         }
-        match self.from_four(now, packet, offload, true) {
+        match self.handle_four(now, packet, offload, true) {
             Err(Stop::Reply(reason, answer)) => {
                 // The answer is for the sender, who is on the IPv6 side too.
                 packet.replace(&answer)?;
                 *offload = Offload::default();
-                match self.from_four(now, packet, offload, true) {
+                match self.handle_four(now, packet, offload, true) {
                     Ok(()) => Err(Stop::Reply(reason, packet.bytes().to_vec())),
                     Err(_) => Err(reason.into()),
                 }

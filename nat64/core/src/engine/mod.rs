@@ -220,8 +220,8 @@ impl Engine {
         let version = packet.bytes().first().map_or(0, |byte| byte >> 4);
         let from = array_at::<16>(packet.bytes(), 8).ok().filter(|_| version == 6).map(u128::from_be_bytes);
         let stop = match version {
-            6 => self.from_six(now, random, packet, offload),
-            4 => self.from_four(now, packet, offload, false),
+            6 => self.handle_six(now, random, packet, offload),
+            4 => self.handle_four(now, packet, offload, false),
             _ => Err(Stop::Drop(Reason::Malformed)),
         };
         let (counts, reason, verdict) = match stop {
@@ -257,7 +257,7 @@ impl Engine {
     }
 
     /// A packet from IPv4, by the mode; `hairpin` if it came from IPv6 and turned back.
-    fn from_four(
+    fn handle_four(
         &mut self,
         now: u64,
         packet: &mut PacketBuf<'_>,

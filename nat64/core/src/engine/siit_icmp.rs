@@ -66,7 +66,9 @@ impl Engine {
             return Err(Reason::IcmpUnrelated.into());
         }
         let host = self.six_seen_from(inner.destination, inner.source, hairpin)?;
-        let source = self.six_seen_from(ip.source, ip.destination, hairpin).or_else(|reason| {
+        // RFC 7757 4.2: a router that is mapped explicitly, but is no end of the hairpin, keeps its address.
+        let source = if ip.source == inner.destination { Ok(host) } else { self.six_of(ip.source) };
+        let source = source.or_else(|reason| {
             // A router on the way may have an address that no prefix permits; its error is worth more than its name.
             self.served.first().map(|served| served.prefix.embed(ip.source)).ok_or(reason)
         })?;
@@ -86,7 +88,7 @@ impl Engine {
     }
 
     /// The IPv4 source of an ICMPv6 error: its sender's, or one of the configured pool for a router that has none
-    /// (RFC 6791 4.1), always the same for the same router.
+    /// (RFC 6791 5): at random, but always the same for the same router, so that a traceroute reads as one path.
     fn error_source(&mut self, router: Ipv6Addr) -> Result<Ipv4Addr, Reason> {
         if let Some(four) = self.four_of(router).filter(|four| self.allowed(*four).is_ok()) {
             return Ok(four.0);
@@ -98,7 +100,7 @@ impl Engine {
         for net in pool {
             if at < size(net) {
                 let chosen = Ipv4Addr::from_bits(net.network().to_bits() | at as u32);
-                self.trace.note(6791, "4.1", || {
+                self.trace.note(6791, "5", || {
                     format!("the router {router} has no IPv4 address: {chosen} of icmp_sources speaks for it")
                 });
                 return Ok(chosen);
