@@ -21,6 +21,10 @@ impl Trace {
         self.0 = Some(Vec::new());
     }
 
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     pub(crate) fn end(&mut self) -> Vec<Step> {
         self.0.take().unwrap_or_default()
     }

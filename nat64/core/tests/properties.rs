@@ -306,6 +306,81 @@ proptest! {
     }
 
     #[test]
+    fn a_trace_changes_nothing(
+        which in 0usize..10, changes in prop::collection::vec((0usize..160, any::<u8>()), 0..4), siit: bool,
+    ) {
+        let ((mut one, packets), (mut two, _)) = (acquainted(), acquainted());
+        if siit {
+            (one, two) = (every_length("siit"), every_length("siit"));
+        }
+        let mut packet = packets[which].clone();
+        for (at, value) in changes {
+            if let Some(byte) = packet.get_mut(at) {
+                *byte = value;
+            }
+        }
+        if packet[0] == 0x45 {
+            finish_v4(&mut packet);
+        }
+        let buf = [&[0; HEADROOM][..], &packet, &[0; 2000]].concat();
+        let end = HEADROOM + packet.len();
+        let (mut buf_one, mut buf_two) = (buf.clone(), buf);
+        let mut view_one = PacketBuf::new(&mut buf_one, HEADROOM, end).unwrap();
+        let mut view_two = PacketBuf::new(&mut buf_two, HEADROOM, end).unwrap();
+        let verdict = one.translate(1, &mut || 7, &mut view_one, &mut Offload::default());
+        let (explained, steps) = two.explain(1, &mut || 7, &mut view_two, &mut Offload::default());
+        prop_assert_eq!(&verdict, &explained);
+        prop_assert_eq!(view_one.bytes(), view_two.bytes());
+        prop_assert!(verdict != Verdict::Forward || !steps.is_empty());
+        prop_assert_eq!(one.counters(), two.counters());
+    }
+
+    /// Whoever opens, whatever filter admits them, whatever turns back: counts agree, and in the end only the
+    /// configuration's bindings stay.
+    #[test]
+    fn tables_agree_whoever_opens(
+        steps in prop::collection::vec((0u8..5, 0u16..3, 0usize..4, 0u64..100_000, prop::sample::select(vec![SYN, ACK, SYN | ACK, FIN, RST])), 1..80),
+        filtering in prop::sample::select(vec!["address-dependent", "address-and-port-dependent", "endpoint-independent"]),
+        hairpinning: bool,
+    ) {
+        let text = CONFIG.replace("queues = 1", &format!("queues = 1\nfiltering = \"{filtering}\"\nhairpinning = {hairpinning}"));
+        let text = text.replace("\"198.18.0.0/15\"", "\"198.18.0.0/15\", \"192.0.2.0/24\"")
+            + "[[static]]\nprotocol = \"tcp\"\nsix = \"[fd12::1]:80\"\nfour = \"192.0.2.1:8080\"\n\
+               [[static]]\nprotocol = \"udp\"\nsix = \"[fd12::1]:53\"\nfour = \"192.0.2.1:2053\"\n";
+        let mut engine = Engine::new(toml::from_str(&text).unwrap(), 0, [1, 2]).unwrap();
+        let (mut now, mut known) = (0, vec![8080u16, 2053, 2500, 2999]);
+        for (kind, number, which, wait, flags) in steps {
+            now += wait;
+            engine.handle_timeout(now);
+            let port = known[which];
+            let remote = std::net::Ipv4Addr::from_bits(0xc613_0000 | u32::from(number));
+            let packet = match kind {
+                0 => v6(host(number), mapped(remote), UDP, &udp(50 + which as u16, 53, b"")),
+                1 => v6(host(number), mapped(remote), TCP, &tcp(80, 53, flags, b"")),
+                2 => v4(remote, POOL, UDP, &udp(9, port, b"")),
+                3 => v4(remote, POOL, TCP, &tcp(9, port, flags, b"")),
+                _ => v6(host(number), mapped(POOL), TCP, &tcp(80, port, flags, b"")),
+            };
+            run(&mut engine, now, &packet);
+            let closed = engine.session_count(weft_nat64_core::rfc6146::table::Class::TcpClosed) as usize;
+            let held: u32 = engine.sources().map(|source| source.counters.sessions).sum();
+            prop_assert_eq!(held as usize, engine.sessions().count() - closed);
+            let mut bound: std::collections::HashSet<_> =
+                engine.sessions().map(|session| session.four).filter(|four| four.port < 8000).collect();
+            known.extend(bound.iter().map(|four| four.port));
+            known.rotate_left(which);
+            let udp = weft_nat64_core::packet::Protocol::Udp;
+            bound.retain(|four| four.protocol == udp && four.port != 2053);
+            prop_assert_eq!(engine.port_usage(udp).0, bound.len() as u64 + 1);
+        }
+        engine.handle_timeout(now + 100_000_000);
+        prop_assert_eq!((engine.sessions().count(), engine.poll_timeout()), (0, None));
+        prop_assert_eq!(engine.sources().map(|source| source.counters.sessions).sum::<u32>(), 0);
+        let seen = pass(&mut engine, now + 100_000_000, &v4(REMOTE, POOL, UDP, &udp(9, 2053, b"")));
+        prop_assert_eq!(seen.destination, std::net::IpAddr::from(host(1)));
+    }
+
+    #[test]
     fn no_room_in_front_is_no_panic(which in 0usize..10, room in 0usize..HEADROOM) {
         let (mut engine, packets) = acquainted();
         let packet = &packets[which];

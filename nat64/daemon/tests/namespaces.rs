@@ -480,6 +480,35 @@ fn siit_passes_everything_both_ways_without_sessions() {
 }
 
 #[test]
+fn a_static_binding_lets_the_ipv4_side_begin_and_a_hairpin_lets_hosts_meet_there() {
+    let bindings = "[[static]]\nprotocol = \"tcp\"\nsix = \"[fd00:64::2]:8004\"\nfour = \"198.18.64.1:80\"\n";
+    let config = CONFIG.replace("queues = 2", "queues = 2\nhairpinning = true") + bindings;
+    let lab = Lab::start_with(&config, true);
+    // So that all neighbours know each other: the first packet to a host whose address just came up may fail.
+    datagrams(&lab, &[1]);
+    // From the IPv4 side, and from the IPv6 side by the same IPv4 address.
+    for (namespace, address) in [("s", "198.18.64.1:80"), ("c", "[64:ff9b:1::198.18.64.1]:80")] {
+        let listener = lab.now_inside("c", || TcpListener::bind("[::]:8004").unwrap());
+        let host = lab.inside("c", move || {
+            let (mut stream, from) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            check_pattern(&mut stream, 5, 64);
+            send_pattern(&mut stream, 6, 64);
+            from.ip().to_string()
+        });
+        lab.now_inside(namespace, move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            send_pattern(&mut stream, 5, 64);
+            check_pattern(&mut stream, 6, 64);
+        });
+        let seen_from = if namespace == "s" { SERVER6 } else { "64:ff9b:1::198.18.64.1" };
+        assert_eq!(host.join().unwrap(), seen_from.parse::<Ipv6Addr>().unwrap().to_string());
+    }
+    lab.no_checksum_errors();
+}
+
+#[test]
 fn a_trace_tells_each_rule_and_the_resulting_packet() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("nat64.toml");

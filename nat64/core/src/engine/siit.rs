@@ -191,6 +191,9 @@ impl Engine {
 
     /// Says how an IPv4 address became an IPv6 one.
     pub(super) fn note_six_of(&mut self, which: &str, four: Ipv4Addr, six: Ipv6Addr) {
+        if !self.trace.is_on() {
+            return;
+        }
         if self.eam.six(four).is_some_and(|(mapped, _)| mapped == six) {
             self.trace.note(7757, "3.3.1", || format!("the {which} {four} is explicitly mapped to {six}"));
         } else {
