@@ -1,10 +1,20 @@
 //! The translator's configuration: the file `nat64.toml` as types, which netd writes and `nat64` reads.
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+mod validate;
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddrV4, SocketAddrV6},
+    str::FromStr,
+};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::rfc6052::{Prefix, PrefixError};
+use crate::{
+    packet::Protocol,
+    rfc6052::PrefixError,
+    rfc7757::{Eam, EamError},
+};
 
 /// The whole file. In TOML, plain fields come before tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +22,9 @@ use crate::rfc6052::{Prefix, PrefixError};
 pub struct Config {
     /// The TUN device's name.
     pub tun: String,
+    /// With state or without.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mode: Mode,
     /// How many of its queues are read, each by a thread.
     #[serde(default = "default_queues")]
     pub queues: u16,
@@ -21,12 +34,27 @@ pub struct Config {
     #[serde(default = "default_mtu4")]
     pub mtu4: u16,
     /// IPv4 destinations that are refused, whatever a prefix permits: the node's own addresses and other nodes'.
-    /// The pool's are refused without being listed.
+    /// The pool's are refused without being listed, unless `hairpinning` is on.
     #[serde(default)]
     pub deny: Vec<Ipv4Net>,
-    /// The IPv6 sources that are served.
+    /// The IPv6 sources that are served; of NAT64 alone, for SIIT serves whatever it has an IPv4 address for.
+    #[serde(default)]
     pub sources: Vec<Ipv6Net>,
-    /// Which IPv4 addresses and ports are the translator's.
+    /// Which IPv4 hosts reach a bound port (RFC 6146 3.5.1, 3.5.2).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub filtering: Filtering,
+    /// Whether hosts reach each other by their bound ports of the pool (RFC 6146 3.8). `deny` is stronger.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hairpinning: bool,
+    /// What becomes of an unfragmented UDP packet without checksum from IPv4 (RFC 7915 4.5).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub udp_zero_checksum: UdpZeroChecksum,
+    /// The IPv4 addresses of SIIT itself, and of IPv6 routers whose ICMP errors have a source without IPv4 address
+    /// (RFC 6791 3.2).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub icmp_sources: Vec<Ipv4Net>,
+    /// Which IPv4 addresses and ports are the translator's; of NAT64 alone.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub pool: Pool,
     /// Bounds.
     #[serde(default)]
@@ -35,7 +63,109 @@ pub struct Config {
     #[serde(default)]
     pub timers: Timers,
     /// The IPv6 prefixes that stand for IPv4.
+    #[serde(default)]
     pub prefix: Vec<PrefixConfig>,
+    /// Bindings that are there for ever (RFC 6146 3.1): ports forwarded in, from every IPv4 host that a prefix permits.
+    #[serde(default, rename = "static", skip_serializing_if = "Vec::is_empty")]
+    pub static_bindings: Vec<StaticBinding>,
+    /// Explicit address mappings (RFC 7757), of SIIT alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eam: Vec<Eam>,
+}
+
+/// What an absent file would say; not valid before sources, pool and prefixes are given.
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tun: "weft64".into(),
+            mode: Mode::default(),
+            queues: default_queues(),
+            mtu6: 1280,
+            mtu4: default_mtu4(),
+            deny: Vec::new(),
+            sources: Vec::new(),
+            filtering: Filtering::default(),
+            hairpinning: false,
+            udp_zero_checksum: UdpZeroChecksum::default(),
+            icmp_sources: Vec::new(),
+            pool: Pool::default(),
+            limits: Limits::default(),
+            timers: Timers::default(),
+            prefix: Vec::new(),
+            static_bindings: Vec::new(),
+            eam: Vec::new(),
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// How packets are translated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// With state: many IPv6 hosts share the pool's addresses (RFC 6146).
+    #[default]
+    Nat64,
+    /// Without state: each address has its counterpart (RFC 7915, RFC 7757).
+    Siit,
+}
+
+/// Which IPv4 hosts may send to a bound port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filtering {
+    /// Those that the IPv6 host has a session with, from any of their ports.
+    #[default]
+    AddressDependent,
+    /// Those that the IPv6 host has a session with, from that port alone.
+    AddressAndPortDependent,
+    /// All that a prefix permits.
+    EndpointIndependent,
+}
+
+/// What becomes of an unfragmented UDP packet without checksum, which IPv6 does not allow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UdpZeroChecksum {
+    /// It gets one.
+    #[default]
+    Calculate,
+    /// It is dropped and counted.
+    Drop,
+}
+
+/// A binding that is there for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticBinding {
+    /// `"tcp"` or `"udp"`.
+    pub protocol: StaticProtocol,
+    /// The IPv6 host's end, `[address]:port`.
+    pub six: SocketAddrV6,
+    /// Its end on the IPv4 side, `address:port`: an address of the pool, and any port, also outside the pool's range.
+    pub four: SocketAddrV4,
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StaticProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl From<StaticProtocol> for Protocol {
+    fn from(protocol: StaticProtocol) -> Self {
+        match protocol {
+            StaticProtocol::Tcp => Self::Tcp,
+            StaticProtocol::Udp => Self::Udp,
+        }
+    }
 }
 
 fn default_queues() -> u16 {
@@ -83,6 +213,12 @@ pub struct Pool {
     pub addresses: Vec<Ipv4Addr>,
     /// The ports of each, and echo identifiers: text `first-last`.
     pub ports: PortRange,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { addresses: Vec::new(), ports: PortRange { first: 1024, last: 65_535 } }
+    }
 }
 
 /// A range of ports, both ends included; text `first-last`.
@@ -186,76 +322,21 @@ pub enum ConfigError {
     /// The same address twice.
     #[error("pool.addresses: {0} is there twice: remove one")]
     PoolTwice(Ipv4Addr),
-}
-
-impl Config {
-    /// Checks what the types cannot.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let name = !self.tun.is_empty() && self.tun.len() <= 15;
-        if !name || !self.tun.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
-            return Err(ConfigError::Tun(self.tun.clone()));
-        }
-        let range = |field, value: u64, least: u64, most: u64, says| {
-            if (least..=most).contains(&value) { Ok(()) } else { Err(ConfigError::Range(field, value, says)) }
-        };
-        range("queues", self.queues.into(), 1, 64, "1 to 64")?;
-        range("mtu6", self.mtu6.into(), 1280, 65_535, "1280 to 65535 (1280 is IPv6's least)")?;
-        range("mtu4", self.mtu4.into(), 576, 65_535, "576 to 65535")?;
-        range("limits.sessions", self.limits.sessions.into(), 1, 16_000_000, "1 to 16000000")?;
-        range("limits.sessions_per_source", self.limits.sessions_per_source.into(), 1, 16_000_000, "1 to 16000000")?;
-        range("timers.udp", self.timers.udp.into(), 1, 86_400, "1 to 86400 seconds (RFC 6146: at least 120)")?;
-        range("timers.icmp", self.timers.icmp.into(), 1, 86_400, "1 to 86400 seconds (RFC 6146: at least 60)")?;
-        let (established, transitory) = (self.timers.tcp_established, self.timers.tcp_transitory);
-        range(
-            "timers.tcp_established",
-            established.into(),
-            1,
-            864_000,
-            "1 to 864000 seconds (RFC 6146: at least 7440)",
-        )?;
-        range("timers.tcp_transitory", transitory.into(), 1, 86_400, "1 to 86400 seconds (RFC 6146: at least 240)")?;
-        if self.sources.is_empty() {
-            return Err(ConfigError::Empty("sources", "IPv6 prefix whose packets are translated"));
-        }
-        self.validate_pool()?;
-        self.validate_prefixes()
-    }
-
-    fn validate_pool(&self) -> Result<(), ConfigError> {
-        if self.pool.addresses.is_empty() {
-            return Err(ConfigError::Empty("pool.addresses", "IPv4 address of this node"));
-        }
-        for (index, address) in self.pool.addresses.iter().enumerate() {
-            if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
-                return Err(ConfigError::PoolAddress(*address));
-            }
-            if self.pool.addresses.iter().skip(index + 1).any(|other| other == address) {
-                return Err(ConfigError::PoolTwice(*address));
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_prefixes(&self) -> Result<(), ConfigError> {
-        if self.prefix.is_empty() {
-            return Err(ConfigError::Empty("prefix", "[[prefix]], for example 64:ff9b::/96"));
-        }
-        if self.prefix.len() > 255 {
-            return Err(ConfigError::Range("number of [[prefix]]", self.prefix.len() as u64, "1 to 255"));
-        }
-        for (index, one) in self.prefix.iter().enumerate() {
-            Prefix::new(one.prefix)?;
-            for other in self.prefix.iter().skip(index + 1) {
-                if one.prefix.contains(&other.prefix) || other.prefix.contains(&one.prefix) {
-                    return Err(ConfigError::PrefixOverlap(one.prefix, other.prefix));
-                }
-                if let Some(range) = one.permit.overlap(&other.permit) {
-                    return Err(ConfigError::PermitOverlap(one.prefix, other.prefix, range));
-                }
-            }
-        }
-        Ok(())
-    }
+    /// Something that the mode has no use for.
+    #[error("{0} means nothing in mode {1}: remove it, or change the mode")]
+    Mode(&'static str, &'static str),
+    /// An address mapping that RFC 7757 does not allow.
+    #[error("eam: {0}")]
+    Eam(#[from] EamError),
+    /// A static binding of a host that is not served.
+    #[error("static: {0} is no address below sources: add its prefix there")]
+    StaticSource(SocketAddrV6),
+    /// A static binding at an address that is not the pool's.
+    #[error("static: {0} is no address and port of the pool: add the address to pool.addresses, use ports 1 to 65535")]
+    StaticPool(SocketAddrV4),
+    /// Two static bindings of one end.
+    #[error("static: {0} is bound twice: remove one")]
+    StaticTwice(String),
 }
 
 impl Permit {
@@ -339,6 +420,75 @@ mod tests {
             let error = toml::from_str::<Config>(&text).unwrap().validate().unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_new_is_not_written_unless_it_is_used() {
+        let config: Config = toml::from_str(FILE).unwrap();
+        let written = toml::to_string(&config).unwrap();
+        for field in ["mode", "filtering", "hairpinning", "udp_zero", "icmp_sources", "static", "eam"] {
+            assert!(!written.contains(field), "{field}: {written}");
+        }
+        let more = r#"
+            filtering = "endpoint-independent"
+            hairpinning = true
+            udp_zero_checksum = "drop"
+        "#;
+        let bindings = r#"
+            [[static]]
+            protocol = "tcp"
+            six = "[fd12:3456:789a:1::9]:80"
+            four = "198.18.0.11:8080"
+        "#;
+        let config: Config = toml::from_str(&format!("{more}{FILE}{bindings}")).unwrap();
+        config.validate().unwrap();
+        let written = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<Config>(&written).unwrap(), config, "{written}");
+    }
+
+    #[test]
+    fn every_mode_refuses_what_it_has_no_use_for() {
+        let siit = r#"
+            tun = "weft64"
+            mode = "siit"
+            mtu6 = 1500
+            icmp_sources = ["192.0.2.200/29"]
+            [[eam]]
+            four = "192.0.2.16/28"
+            six = "2001:db8:cccc::/124"
+            [[prefix]]
+            prefix = "2001:db8:64::/48"
+            permit = "global"
+        "#;
+        let config: Config = toml::from_str(siit).unwrap();
+        config.validate().unwrap();
+        let written = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<Config>(&written).unwrap(), config, "{written}");
+        let more = |line: &str, base: &str| toml::from_str::<Config>(&format!("{line}\n{base}")).unwrap().validate();
+        for (line, base, says) in [
+            ("hairpinning = true", siit, "hairpinning means nothing in mode siit"),
+            ("sources = [\"fd12::/64\"]", siit, "sources means nothing in mode siit"),
+            ("icmp_sources = [\"192.0.2.1/32\"]", FILE, "icmp_sources means nothing in mode nat64"),
+            ("eam = [{ four = \"192.0.2.0/24\", six = \"2001:db8::/124\" }]", FILE, "eam means nothing in mode nat64"),
+            (
+                "static = [{ protocol = \"tcp\", six = \"[fd99::1]:80\", four = \"198.18.0.11:80\" }]",
+                FILE,
+                "add its prefix",
+            ),
+            (
+                "static = [{ protocol = \"tcp\", six = \"[fd12:3456:789a:1::1]:80\", four = \"198.18.0.12:80\" }]",
+                FILE,
+                "198.18.0.12:80 is no address and port of the pool",
+            ),
+        ] {
+            let error = more(line, base).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        let wide = siit.replace("/124", "/125");
+        let error = toml::from_str::<Config>(&wide).unwrap().validate().unwrap_err().to_string();
+        assert!(error.contains("eam: 192.0.2.16/28"), "{error}");
+        let nothing = "tun = \"t\"\nmode = \"siit\"\nmtu6 = 1500";
+        assert!(toml::from_str::<Config>(nothing).unwrap().validate().unwrap_err().to_string().contains("[[eam]]"));
     }
 
     #[test]

@@ -64,9 +64,8 @@ impl<'a> PacketBuf<'a> {
     }
 }
 
-/// The transport protocols that RFC 6146 translates.
+/// A transport protocol: those that RFC 6146 translates, and the rest, which RFC 7915 passes as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -74,6 +73,8 @@ pub enum Protocol {
     Udp,
     /// ICMP and ICMPv6.
     Icmp,
+    /// Another, by its number, which both families share.
+    Other(u8),
 }
 
 /// Protocol numbers (IANA).
@@ -95,7 +96,9 @@ impl Protocol {
             number::TCP => Ok(Self::Tcp),
             number::UDP => Ok(Self::Udp),
             number::ICMPV6 => Ok(Self::Icmp),
-            _ => Err(Reason::UnsupportedProtocol),
+            // Copied, it would become ICMP.
+            number::ICMP => Err(Reason::UnsupportedProtocol),
+            other => Ok(Self::Other(other)),
         }
     }
 
@@ -104,7 +107,11 @@ impl Protocol {
             number::TCP => Ok(Self::Tcp),
             number::UDP => Ok(Self::Udp),
             number::ICMP => Ok(Self::Icmp),
-            _ => Err(Reason::UnsupportedProtocol),
+            // Copied, they would become IPv6's own headers.
+            number::HOP_BY_HOP | number::ROUTING | number::FRAGMENT | number::DESTINATION_OPTIONS | number::ICMPV6 => {
+                Err(Reason::UnsupportedProtocol)
+            }
+            other => Ok(Self::Other(other)),
         }
     }
 
@@ -115,6 +122,7 @@ impl Protocol {
             Self::Tcp => number::TCP,
             Self::Udp => number::UDP,
             Self::Icmp => number::ICMP,
+            Self::Other(other) => other,
         }
     }
 
@@ -125,6 +133,7 @@ impl Protocol {
             Self::Tcp => number::TCP,
             Self::Udp => number::UDP,
             Self::Icmp => number::ICMPV6,
+            Self::Other(other) => other,
         }
     }
 }
@@ -406,7 +415,14 @@ impl Transport {
                     _ => Err(Reason::IcmpType),
                 }
             }
+            Protocol::Other(_) => Err(Reason::UnsupportedProtocol),
         }
+    }
+
+    /// The length of its header: of TCP with its options, else 8.
+    #[must_use]
+    pub fn header_len(&self) -> usize {
+        if let Self::Tcp { header, .. } = self { *header } else { 8 }
     }
 
     /// The ports, or an echo's identifier as both, at the beginning of a quoted packet's payload: 8 bytes suffice.
@@ -417,6 +433,7 @@ impl Transport {
                 Self::Echo { identifier, .. } => Ok((identifier, identifier)),
                 _ => Err(Reason::IcmpUnrelated),
             },
+            Protocol::Other(_) => Err(Reason::UnsupportedProtocol),
         }
     }
 }

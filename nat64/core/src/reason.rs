@@ -29,7 +29,7 @@ reasons! {
     BadHeaderChecksum = "bad-header-checksum",
     /// The vnet_hdr does not fit the packet.
     BadOffload = "bad-offload",
-    /// Neither TCP, UDP nor ICMP.
+    /// A transport protocol that cannot be translated; in NAT64 all but TCP, UDP and ICMP.
     UnsupportedProtocol = "unsupported-protocol",
     /// More extension headers than are walked.
     ExtensionHeaders = "extension-headers",
@@ -71,6 +71,8 @@ reasons! {
     FragmentedIcmp = "fragmented-icmp",
     /// A fragmented UDP packet without checksum (RFC 7915 4.5).
     ZeroChecksumFragment = "zero-checksum-fragment",
+    /// A UDP packet without checksum, which the configuration refuses (RFC 7915 4.5).
+    ZeroChecksum = "zero-checksum",
     /// An ICMP message without counterpart.
     IcmpType = "icmp-type",
     /// An ICMP error about a packet that passed here never.

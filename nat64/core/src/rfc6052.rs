@@ -54,7 +54,8 @@ impl Prefix {
         (self.bits | bits).into()
     }
 
-    /// The IPv4 address in an IPv6 one; `None` if it is not below this prefix. The suffix is ignored (2.2).
+    /// The IPv4 address in an IPv6 one; `None` if it is not below this prefix. The suffix is ignored, but
+    /// bits 64 to 71 must be zero (2.2): with them set it is no address of this form.
     #[must_use]
     pub fn extract(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
         let bits = address.to_bits();
@@ -64,6 +65,9 @@ impl Prefix {
         let v4 = if self.len == 96 {
             bits as u32
         } else {
+            if bits >> 56 & 0xff != 0 {
+                return None;
+            }
             let (above, below) = (bits >> 64 << 64, bits & u128::from(u64::MAX >> 8));
             ((above | below << 8) >> (96 - u32::from(self.len))) as u32
         };
@@ -119,6 +123,15 @@ mod tests {
             prop_assert!(net.contains(&prefix.embed(address)));
             prop_assert_eq!(prefix.embed(address).octets()[8] , if len == 96 { net.addr().octets()[8] } else { 0 });
             prop_assert_eq!(prefix.extract(prefix.embed(address)), Some(address));
+            // What follows the IPv4 address is a suffix; octet u is none of it.
+            let embedded = prefix.embed(address).to_bits();
+            let suffix_len = if len == 96 { 0 } else { 88 - u32::from(len) };
+            if suffix_len > 0 {
+                prop_assert_eq!(prefix.extract((embedded | ((1u128 << suffix_len) - 1)).into()), Some(address));
+            }
+            if len != 96 {
+                prop_assert_eq!(prefix.extract((embedded | 1 << 56).into()), None);
+            }
         }
     }
 }

@@ -36,7 +36,8 @@ fn only_whom_a_host_wrote_to_may_answer() {
     assert_eq!((seen.source, seen.destination), (mapped(REMOTE).into(), host(9).into()));
     assert_eq!((seen.ports(), seen.hops), ((53, 5001), 63));
     assert_eq!(run(&mut engine, 1, &answer([198, 19, 9, 9], 53)).0, Verdict::Drop(Reason::Filtered));
-    assert_eq!(run(&mut engine, 1, &answer(REMOTE.octets(), 54)).0, Verdict::Drop(Reason::Filtered));
+    // Address-dependent: from another port of the same host, but not where that is refused too.
+    assert_eq!(pass(&mut engine, 1, &answer(REMOTE.octets(), 54)).ports(), (54, 5001));
     let elsewhere = v4(REMOTE, POOL, UDP, &udp(53, port ^ 4, b""));
     assert_eq!(run(&mut engine, 1, &elsewhere).0, Verdict::Drop(Reason::NoMapping));
     let other = v4(REMOTE, [192, 0, 2, 9].into(), UDP, &udp(53, port, b""));
@@ -355,4 +356,190 @@ fn fragments_are_bounded_and_tiny_ones_refused() {
     assert_eq!(follow(&mut engine, 256), Verdict::Drop(Reason::FragmentLimit));
     let echo = v6_raw(host(9), mapped(REMOTE), 44, &[58, 0, 0, 1, 0, 0, 0, 1, 128, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(run(&mut engine, 0, &echo).0, Verdict::Drop(Reason::FragmentedIcmp));
+}
+
+#[test]
+fn filtering_is_by_choice_3_5_1() {
+    let other = |port| v4([198, 19, 9, 9].into(), POOL, UDP, &udp(99, port, b""));
+    let same_host = |port| v4(REMOTE, POOL, UDP, &udp(54, port, b""));
+    let with = |filtering: &str| engine_with("queues = 1", &format!("queues = 1\nfiltering = \"{filtering}\""));
+    let mut engine = with("address-and-port-dependent");
+    let port = open_udp(&mut engine, 0, host(9), 5, REMOTE, 53);
+    assert_eq!(run(&mut engine, 0, &same_host(port)).0, Verdict::Drop(Reason::Filtered));
+    let mut engine = with("address-dependent");
+    let port = open_udp(&mut engine, 0, host(9), 5, REMOTE, 53);
+    assert_eq!(run(&mut engine, 0, &other(port)).0, Verdict::Drop(Reason::Filtered));
+    pass(&mut engine, 0, &same_host(port));
+    assert_eq!(engine.sessions().count(), 2, "a session of its own");
+    engine.handle_timeout(300_000);
+    assert_eq!(run(&mut engine, 300_000, &same_host(port)).0, Verdict::Drop(Reason::NoMapping), "not for ever");
+    let mut engine = with("endpoint-independent");
+    let port = open_udp(&mut engine, 0, host(9), 5, REMOTE, 53);
+    let seen = pass(&mut engine, 0, &other(port));
+    assert_eq!((seen.source, seen.ports()), (mapped([198, 19, 9, 9].into()).into(), (99, 5)));
+    let answer = v6(host(9), mapped([198, 19, 9, 9].into()), UDP, &udp(5, 99, b""));
+    assert_eq!(pass(&mut engine, 0, &answer).ports(), (port, 99), "by the same binding");
+    // What no prefix permits cannot be shown, and what is denied is denied from this side too.
+    for (source, reason) in
+        [([8, 8, 8, 8], None), ([10, 0, 0, 1], Some(Reason::NotPermitted)), ([198, 18, 8, 8], Some(Reason::Denied))]
+    {
+        let (verdict, _) = run(&mut engine, 0, &v4(source.into(), POOL, UDP, &udp(99, port, b"")));
+        assert_eq!(verdict, reason.map_or(Verdict::Forward, Verdict::Drop), "{source:?}");
+    }
+    assert_eq!(run(&mut engine, 0, &other(port ^ 4)).0, Verdict::Drop(Reason::NoMapping), "only what is bound");
+}
+
+#[test]
+fn echo_requests_come_in_where_the_filter_admits_them() {
+    let mut engine = engine_with("queues = 1", "queues = 1\nfiltering = \"endpoint-independent\"");
+    let id = pass(&mut engine, 0, &v6(host(9), mapped(REMOTE), ICMPV6, &icmp(128, 0, 7 << 16, b""))).identifier();
+    let from = |kind| v4([198, 19, 9, 9].into(), POOL, ICMP, &icmp(kind, 0, u32::from(id) << 16, b""));
+    assert_eq!(run(&mut engine, 0, &from(0)).0, Verdict::Drop(Reason::Filtered), "no reply without request");
+    let seen = pass(&mut engine, 0, &from(8));
+    assert_eq!((seen.transport[0], seen.identifier()), (128, 7));
+}
+
+const STATIC: &str = "\n[[static]]\nprotocol = \"tcp\"\nsix = \"[fd12::9]:80\"\nfour = \"192.0.2.1:8080\"\n\
+    [[static]]\nprotocol = \"udp\"\nsix = \"[fd12::9]:53\"\nfour = \"192.0.2.1:2053\"\n";
+
+fn engine_from(text: &str) -> Engine {
+    Engine::new(toml::from_str::<Config>(text).unwrap(), 0, [3, 4]).unwrap()
+}
+
+#[test]
+fn static_bindings_forward_ports_in_for_ever_3_1() {
+    let mut engine = engine_from(&format!("{CONFIG}{STATIC}"));
+    assert_eq!((engine.sessions().count(), engine.port_usage(Protocol::Udp).0), (0, 1), "taken from the range");
+    for round in 0..3u64 {
+        let now = round * 10_000_000;
+        engine.handle_timeout(now);
+        assert_eq!(engine.sessions().count(), 0);
+        let remote_port = 4000 + round as u16;
+        let from_four = |flags| v4(REMOTE, POOL, TCP, &tcp(remote_port, 8080, flags, b""));
+        assert_eq!(run(&mut engine, now, &from_four(ACK)).0, Verdict::Drop(Reason::NoTcpSession));
+        let seen = pass(&mut engine, now, &from_four(SYN));
+        assert_eq!(
+            (seen.source, seen.destination, seen.ports()),
+            (mapped(REMOTE).into(), host(9).into(), (remote_port, 80))
+        );
+        assert_eq!(engine.session_count(Class::TcpOpening), 1);
+        let from_six = |flags| v6(host(9), mapped(REMOTE), TCP, &tcp(80, remote_port, flags, b""));
+        assert_eq!(pass(&mut engine, now, &from_six(SYN | ACK)).ports(), (8080, remote_port));
+        assert_eq!(engine.session_count(Class::TcpEstablished), 1);
+        pass(&mut engine, now, &from_four(ACK));
+        let seen = pass(&mut engine, now, &v4(REMOTE, POOL, UDP, &udp(9, 2053, b"query")));
+        assert_eq!((seen.destination, seen.ports()), (host(9).into(), (9, 53)));
+        // Going out, the host has the same end.
+        assert_eq!(open_udp(&mut engine, now, host(9), 53, [198, 19, 0, 1].into(), 9), 2053);
+    }
+    let refused = v4([198, 18, 8, 8].into(), POOL, TCP, &tcp(1, 8080, SYN, b""));
+    assert_eq!(run(&mut engine, 0, &refused).0, Verdict::Drop(Reason::Denied));
+}
+
+#[test]
+fn static_bindings_come_and_go_with_the_configuration() {
+    let mut engine = engine();
+    // Ends that static bindings will claim are in use: by another host, and at another port.
+    let udp_at = |engine: &mut Engine, number, port| open_udp(engine, 0, host(number), port, REMOTE, 53);
+    let mut taken = 0;
+    for port in (1..2000).step_by(2) {
+        taken = udp_at(&mut engine, 8, port);
+        if engine.sources().next().unwrap().counters.sessions == 100 {
+            break;
+        }
+    }
+    udp_at(&mut engine, 9, 53);
+    udp_at(&mut engine, 9, 54);
+    let fixed = STATIC.replace("192.0.2.1:2053", &format!("192.0.2.1:{taken}"));
+    engine.reconfigure(toml::from_str(&format!("{CONFIG}{fixed}")).unwrap()).unwrap();
+    assert_eq!(engine.sessions().count(), 100, "both that were in the way ended");
+    let inward = |port| v4(REMOTE, POOL, UDP, &udp(9, port, b""));
+    let seen = pass(&mut engine, 1, &inward(taken));
+    assert_eq!((seen.destination, seen.ports()), (host(9).into(), (9, 53)));
+    pass(&mut engine, 1, &v4(REMOTE, POOL, TCP, &tcp(9, 8080, SYN, b"")));
+    // The same again keeps the sessions; without them what is outside the range ends, what is inside goes on.
+    engine.reconfigure(toml::from_str(&format!("{CONFIG}{fixed}")).unwrap()).unwrap();
+    assert_eq!(engine.sessions().count(), 102);
+    engine.reconfigure(config()).unwrap();
+    assert_eq!(engine.sessions().count(), 101);
+    pass(&mut engine, 2, &inward(taken));
+    engine.handle_timeout(300_002);
+    assert_eq!((engine.sessions().count(), engine.port_usage(Protocol::Udp).0), (0, 0));
+    assert_eq!(run(&mut engine, 300_002, &inward(taken)).0, Verdict::Drop(Reason::NoMapping));
+}
+
+/// The pool's address is permitted below the private prefix, and two hosts may meet there.
+fn hairpin() -> Engine {
+    let text = format!("{CONFIG}{STATIC}").replace("\"198.18.0.0/15\"", "\"198.18.0.0/15\", \"192.0.2.0/24\"");
+    engine_from(&text.replace("queues = 1", "queues = 1\nhairpinning = true"))
+}
+
+#[test]
+fn hosts_meet_at_the_pools_address_where_that_is_permitted_3_8() {
+    let mut engine = hairpin();
+    let syn = v6(host(8), mapped(POOL), TCP, &tcp(4000, 8080, SYN, b""));
+    let seen = pass(&mut engine, 0, &syn);
+    assert_eq!((seen.source, seen.destination), (mapped(POOL).into(), host(9).into()));
+    let port = seen.ports().0;
+    assert!((2000..=2999).contains(&port) && seen.ports().1 == 80);
+    let back = pass(&mut engine, 0, &v6(host(9), mapped(POOL), TCP, &tcp(80, port, SYN | ACK, b"")));
+    assert_eq!((back.source, back.destination, back.ports()), (mapped(POOL).into(), host(8).into(), (8080, 4000)));
+    assert_eq!(engine.session_count(Class::TcpEstablished), 2, "one of each host");
+    // An error about it finds its way back to the sender, as the sender knew the packet.
+    let came = v6(mapped(POOL), host(9), TCP, &tcp(port, 80, SYN, b""));
+    let error = pass(&mut engine, 0, &v6(host(9), mapped(POOL), ICMPV6, &icmp(1, 4, 0, &came)));
+    assert_eq!((error.source, error.destination), (mapped(POOL).into(), host(8).into()));
+    assert_eq!(error.transport[16..8 + 56], syn[8..56], "addresses and ports of the packet that was sent");
+    // So does one of the translator itself.
+    let mut short = syn.clone();
+    short[7] = 2;
+    let (verdict, answer) = run(&mut engine, 0, &short);
+    assert_eq!(verdict, Verdict::Reply(Reason::HopLimit));
+    assert_eq!((see(&answer).destination, see(&answer).transport[0]), (host(8).into(), 3));
+    // Two hosts behind dynamic bindings meet once both have written (address-dependent filtering).
+    let one = open_udp(&mut engine, 0, host(1), 7, REMOTE, 53);
+    let two = open_udp(&mut engine, 0, host(2), 7, REMOTE, 53);
+    let from = |number, to| v6(host(number), mapped(POOL), UDP, &udp(7, to, b"hello"));
+    assert_eq!(run(&mut engine, 0, &from(1, two)).0, Verdict::Drop(Reason::Filtered));
+    let seen = pass(&mut engine, 0, &from(2, one));
+    assert_eq!((seen.destination, seen.ports()), (host(1).into(), (two, 7)));
+    pass(&mut engine, 0, &from(1, two));
+}
+
+#[test]
+fn the_pools_address_stays_refused_without_that() {
+    let mut engine = hairpin();
+    let refused = Verdict::Reply(Reason::Denied);
+    let unbound = v6(host(8), mapped(POOL), UDP, &udp(4000, 2500, b""));
+    assert_eq!(run(&mut engine, 0, &unbound).0, refused);
+    let echo = v6(host(8), mapped(POOL), ICMPV6, &icmp(128, 0, 1, b""));
+    assert_eq!(run(&mut engine, 0, &echo).0, refused);
+    assert_eq!(engine.sessions().count(), 0);
+    let syn = v6(host(8), mapped(POOL), TCP, &tcp(4000, 8080, SYN, b""));
+    pass(&mut engine, 0, &syn);
+    // The deny list is stronger, and switching it off ends what is there.
+    let mut config = engine.config().clone();
+    config.deny.push("192.0.2.1/32".parse().unwrap());
+    engine.reconfigure(config.clone()).unwrap();
+    assert_eq!((engine.sessions().count(), run(&mut engine, 0, &syn).0), (0, Verdict::Reply(Reason::Denied)));
+    config.deny.pop();
+    config.hairpinning = false;
+    engine.reconfigure(config).unwrap();
+    assert_eq!(run(&mut engine, 0, &syn).0, refused);
+}
+
+#[test]
+fn a_trace_names_each_rule_and_costs_nothing_when_no_one_asks() {
+    use weft_nat64_core::{HEADROOM, Offload, PacketBuf};
+    let mut engine = engine();
+    let packet = v6(host(9), mapped(REMOTE), UDP, &udp(5, 53, b"x"));
+    let mut buf = [&[0; HEADROOM][..], &packet].concat();
+    let end = buf.len();
+    let mut view = PacketBuf::new(&mut buf, HEADROOM, end).unwrap();
+    let (verdict, steps) = engine.explain(0, &mut || 7, &mut view, &mut Offload::default());
+    assert_eq!(verdict, Verdict::Forward);
+    let rules: Vec<_> = steps.iter().map(|step| (step.rfc, step.section)).collect();
+    assert_eq!(rules, [(6052, "2.2"), (6146, "3.5.1"), (7915, "5.1"), (7915, "5.1"), (7915, "5.5")]);
+    assert!(steps[0].text.contains("64:ff9b:1::/96: it stands for 198.18.0.80"), "{}", steps[0].text);
+    assert_eq!(run(&mut engine, 0, &packet).0, Verdict::Forward);
 }

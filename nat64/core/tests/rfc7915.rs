@@ -304,3 +304,75 @@ fn partial_checksums_of_icmp_and_of_tunnelled_packets_are_finished_first() {
     assert_eq!((verdict, offload), (Verdict::Forward, Offload::default()));
     see(&out);
 }
+
+/// An extension structure with one object (RFC 4884 7), as an MPLS router would add.
+fn extensions() -> Vec<u8> {
+    let mut out = vec![0x20, 0, 0, 0, 0, 8, 1, 1, 0x12, 0x34, 0x51, 0x40];
+    let sum = !naive_sum(&[&out]);
+    out[2..4].copy_from_slice(&sum.to_be_bytes());
+    out
+}
+
+#[test]
+fn extensions_of_icmpv4_errors_pass_with_a_new_length_4_2() {
+    let mut engine = engine();
+    let port = open_udp(&mut engine, 0, host(9), 5, REMOTE, 53);
+    let about = v4(POOL, REMOTE, UDP, &udp(port, 53, &[3; 1400]));
+    let sent = v6(host(9), mapped(REMOTE), UDP, &udp(5, 53, &[3; 1400]));
+    for words in [32u32, 33, 100] {
+        let quoted = &about[..words as usize * 4];
+        let body = [quoted, &extensions()].concat();
+        let seen = pass(&mut engine, 0, &v4(REMOTE, POOL, ICMP, &icmp(11, 0, words << 16, &body)));
+        let length = usize::from(seen.transport[4]) * 8;
+        let (inner, rest) = seen.transport[8..].split_at(length);
+        assert_eq!((seen.rest() & 0x00ff_ffff, rest), (0, &extensions()[..]), "{words}");
+        assert_eq!((inner.len() - (quoted.len() + 20)) / 8, 0, "padded to 8 bytes: {words}");
+        assert_eq!(inner[8..quoted.len() + 20], sent[8..quoted.len() + 20]);
+        assert!(inner[quoted.len() + 20..].iter().all(|byte| *byte == 0));
+    }
+    // A short packet is padded to 128 bytes in the quotation, on both sides.
+    let about = v4(POOL, REMOTE, UDP, &udp(port, 53, b"x"));
+    let mut quoted = about.clone();
+    quoted.resize(128, 0);
+    let body = [&quoted[..], &extensions()].concat();
+    let seen = pass(&mut engine, 0, &v4(REMOTE, POOL, ICMP, &icmp(3, 3, 32 << 16, &body)));
+    let sent = v6(host(9), mapped(REMOTE), UDP, &udp(5, 53, b"x"));
+    assert_eq!((seen.transport[4], &seen.transport[8 + 8..8 + 49]), (16, &sent[8..49]));
+    assert_eq!(seen.transport[8 + 128..], extensions());
+    // Packet Too Big has no such field (RFC 4884 4): the quotation alone.
+    let seen = pass(&mut engine, 0, &v4(REMOTE, POOL, ICMP, &icmp(3, 4, 32 << 16 | 1300, &body)));
+    assert_eq!((seen.rest(), seen.transport.len()), (1320, 8 + 49));
+    // A length past the end, and bytes behind that are no extensions: the quotation alone.
+    for (words, body) in [(200, &body[..]), (32, &[&quoted[..], &[0x10, 0, 0, 0]].concat()[..])] {
+        let seen = pass(&mut engine, 0, &v4(REMOTE, POOL, ICMP, &icmp(3, 3, words << 16, body)));
+        assert_eq!((seen.rest(), seen.transport.len()), (0, 8 + 49), "{words}");
+    }
+}
+
+#[test]
+fn extensions_of_icmpv6_errors_pass_with_a_new_length_5_2() {
+    let mut engine = engine();
+    let port = open_udp(&mut engine, 0, host(9), 5, REMOTE, 53);
+    let about = v6(mapped(REMOTE), host(9), UDP, &udp(53, 5, &[3; 1300]));
+    let sent = v4(REMOTE, POOL, UDP, &udp(53, port, &[3; 1300]));
+    for (kind, units) in [(3, 16u32), (1, 30), (3, 140)] {
+        let body = [&about[..units as usize * 8], &extensions()].concat();
+        let seen = pass(&mut engine, 0, &v6(host(9), mapped(REMOTE), ICMPV6, &icmp(kind, 0, units << 24, &body)));
+        let (inner, rest) = seen.transport[8..].split_at(usize::from(seen.transport[5]) * 4);
+        assert_eq!((seen.rest() & 0xff00_ffff, rest), (0, &extensions()[..]), "{units}");
+        assert!(seen.transport.len() <= 576 - 20 && inner.len() >= 128);
+        let same = inner.len().min(units as usize * 8 - 20);
+        assert_eq!(inner[12..same], sent[12..same]);
+    }
+}
+
+#[test]
+fn udp_without_checksum_is_dropped_by_choice_4_5() {
+    let mut config = config();
+    config.udp_zero_checksum = weft_nat64_core::config::UdpZeroChecksum::Drop;
+    let mut engine = weft_nat64_core::Engine::new(config, 0, [1, 2]).unwrap();
+    let port = open_udp(&mut engine, 0, host(9), 5, REMOTE, 53);
+    let plain = v4_raw(REMOTE, POOL, UDP, &udp(53, port, b"odd"), 0, 0);
+    assert_eq!(run(&mut engine, 0, &plain).0, Verdict::Drop(Reason::ZeroChecksum));
+    pass(&mut engine, 0, &v4(REMOTE, POOL, UDP, &udp(53, port, b"odd")));
+}

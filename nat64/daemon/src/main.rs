@@ -1,7 +1,8 @@
-//! `nat64`: the NAT64 translator of a node. Reads packets from a TUN, translates them, writes them back to it.
+//! `nat64`: the NAT64 translator of a node, or a SIIT one. Reads packets from a TUN, translates them, writes them back to it.
 mod metrics;
 mod privileges;
 mod run;
+mod trace;
 mod vnet;
 mod worker;
 
@@ -9,9 +10,9 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use weft_nat64_core::Config;
+use weft_nat64_core::{Config, config::Mode};
 
-/// Translates between IPv6 workspaces and the IPv4 internet (RFC 6146), through a TUN device.
+/// Translates between IPv6 workspaces and the IPv4 internet (RFC 6146, or RFC 7915 alone), through a TUN device.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -28,6 +29,18 @@ enum Command {
         /// The configuration (TOML).
         #[arg(long)]
         config: PathBuf,
+    },
+    /// Shows what would become of packets, and by which rules of which RFCs. Nothing is sent.
+    Trace {
+        /// The configuration (TOML).
+        #[arg(long)]
+        config: PathBuf,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+        /// Packets in hex from the IP header on, one after the other: an answer finds what the one before it opened.
+        #[arg(required = true)]
+        packets: Vec<String>,
     },
 }
 
@@ -55,6 +68,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Some(Command::Check { config }) => check(&config),
+        Some(Command::Trace { config, json, packets }) => {
+            read_config(&config).and_then(|config| trace::run(config, &packets, json))
+        }
         None => {
             start_logging(arguments.run.log_json);
             run::run(&arguments.run)
@@ -78,8 +94,11 @@ fn start_logging(json: bool) {
 
 fn check(path: &std::path::Path) -> anyhow::Result<()> {
     let config = read_config(path)?;
-    let sources: Vec<String> = config.sources.iter().map(ToString::to_string).collect();
-    writeln!(std::io::stdout(), "{} is valid: {} serves {}", path.display(), config.tun, sources.join(", "))?;
+    let serves = match config.mode {
+        Mode::Nat64 => config.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        Mode::Siit => format!("{} explicit mappings and {} prefixes", config.eam.len(), config.prefix.len()),
+    };
+    writeln!(std::io::stdout(), "{} is valid: {} serves {serves}", path.display(), config.tun)?;
     Ok(())
 }
 

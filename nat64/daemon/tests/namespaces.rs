@@ -83,6 +83,10 @@ fn check_pattern(stream: &mut TcpStream, seed: u64, chunks: usize) {
 
 impl Lab {
     fn start(offloads: bool) -> Self {
+        Self::start_with(CONFIG, offloads)
+    }
+
+    fn start_with(config_text: &str, offloads: bool) -> Self {
         let prefix = format!("wn64-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("nat64.toml");
@@ -108,7 +112,7 @@ impl Lab {
             ));
         }
         // It waits for its file: written only now, whole.
-        std::fs::write(directory_file(&lab, "new"), CONFIG).unwrap();
+        std::fs::write(directory_file(&lab, "new"), config_text).unwrap();
         std::fs::rename(directory_file(&lab, "new"), &config).unwrap();
         wait_for("the TUN device", || {
             assert!(lab.nat64.try_wait().unwrap().is_none(), "nat64 ended");
@@ -231,7 +235,28 @@ prefix = "64:ff9b:1::/96"
 permit = ["198.18.0.0/15"]
 "#;
 
+/// Without state: the client has an IPv4 address of its own, the server is known by prefix.
+const SIIT: &str = r#"
+tun = "weft64"
+mode = "siit"
+mtu6 = 1420
+mtu4 = 1500
+icmp_sources = ["198.18.64.9/32"]
+[[eam]]
+four = "198.18.64.1/32"
+six = "fd00:64::2/128"
+[[prefix]]
+prefix = "64:ff9b:1::/96"
+permit = ["198.18.0.0/15"]
+"#;
+
 fn bulk(lab: &Lab, megabytes: usize) {
+    let from = transfer(lab, megabytes);
+    assert!((16384..=29999).contains(&from.port()), "{from}");
+}
+
+/// Sends a stream to the server and another back; says from where the server saw it come.
+fn transfer(lab: &Lab, megabytes: usize) -> SocketAddr {
     let chunks = megabytes * 16;
     let listener = lab.now_inside("s", || TcpListener::bind((SERVER, 8000)).unwrap());
     let server = lab.inside("s", move || {
@@ -249,7 +274,7 @@ fn bulk(lab: &Lab, megabytes: usize) {
     });
     let from = server.join().unwrap();
     assert_eq!(from.ip().to_string(), "198.18.64.1");
-    assert!((16384..=29999).contains(&from.port()), "{from}");
+    from
 }
 
 /// Sends datagrams of these sizes to an echo server and waits for each, again and again: the first of a size may be
@@ -418,6 +443,105 @@ fn a_port_that_nobody_listens_on_and_a_packet_too_far_are_answered() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains(&format!("From {hop}")) && text.contains("Time exceeded"), "{hops}: {text}");
     }
+}
+
+#[test]
+fn siit_passes_everything_both_ways_without_sessions() {
+    for offloads in [true, false] {
+        let lab = Lab::start_with(SIIT, offloads);
+        transfer(&lab, if offloads { 64 } else { 8 });
+        datagrams(&lab, &[1, 2, 3, 100, 1200, 1360, 1372, 1373, 1400, 3000, 9000]);
+        ping(&lab, "-c 3 -i 0.2 -s 1000");
+        // The IPv4 side may begin, too: the client is reached by its IPv4 address.
+        let p = &lab.prefix;
+        sh(&format!("nsenter --net=/run/netns/{p}-s ping -4 -c 3 -i 0.2 -s 1000 198.18.64.1"));
+        let listener = lab.now_inside("c", || TcpListener::bind("[::]:8003").unwrap());
+        let client = lab.inside("c", move || {
+            let (mut stream, from) = listener.accept().unwrap();
+            check_pattern(&mut stream, 5, 32);
+            from
+        });
+        lab.now_inside("s", || {
+            let mut stream = TcpStream::connect("198.18.64.1:8003").unwrap();
+            send_pattern(&mut stream, 5, 32);
+        });
+        assert_eq!(client.join().unwrap().ip(), SERVER6.parse::<std::net::IpAddr>().unwrap());
+        // Two hops from the IPv4 side; the router behind the translator speaks by the pool (RFC 6791).
+        for (hops, hop) in [(2, "198.18.64.9"), (3, "198.18.64.9")] {
+            let command = format!("nsenter --net=/run/netns/{p}-s ping -4 -n -c 1 -W 2 -t {hops} 198.18.64.1 || true");
+            let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains(&format!("From {hop}")) && text.contains("Time to live exceeded"), "{hops}: {text}");
+        }
+        lab.no_checksum_errors();
+        assert_eq!(lab.metric("weft_nat64_sessions_created_total"), 0);
+        assert_eq!(lab.metric("weft_nat64_write_errors_total"), 0);
+    }
+}
+
+#[test]
+fn a_static_binding_lets_the_ipv4_side_begin_and_a_hairpin_lets_hosts_meet_there() {
+    let bindings = "[[static]]\nprotocol = \"tcp\"\nsix = \"[fd00:64::2]:8004\"\nfour = \"198.18.64.1:80\"\n";
+    let config = CONFIG.replace("queues = 2", "queues = 2\nhairpinning = true") + bindings;
+    let lab = Lab::start_with(&config, true);
+    // So that all neighbours know each other: the first packet to a host whose address just came up may fail.
+    datagrams(&lab, &[1]);
+    // From the IPv4 side, and from the IPv6 side by the same IPv4 address.
+    for (namespace, address) in [("s", "198.18.64.1:80"), ("c", "[64:ff9b:1::198.18.64.1]:80")] {
+        let listener = lab.now_inside("c", || TcpListener::bind("[::]:8004").unwrap());
+        let host = lab.inside("c", move || {
+            let (mut stream, from) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            check_pattern(&mut stream, 5, 64);
+            send_pattern(&mut stream, 6, 64);
+            from.ip().to_string()
+        });
+        lab.now_inside(namespace, move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            send_pattern(&mut stream, 5, 64);
+            check_pattern(&mut stream, 6, 64);
+        });
+        let seen_from = if namespace == "s" { SERVER6 } else { "64:ff9b:1::198.18.64.1" };
+        assert_eq!(host.join().unwrap(), seen_from.parse::<Ipv6Addr>().unwrap().to_string());
+    }
+    lab.no_checksum_errors();
+}
+
+#[test]
+fn a_trace_tells_each_rule_and_the_resulting_packet() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("nat64.toml");
+    let trace = |arguments: &[&str]| {
+        let command = [&["trace", "--config", file.to_str().unwrap()], arguments].concat();
+        let output = Command::new(env!("CARGO_BIN_EXE_nat64")).args(command).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    // UDP from fd00:64::2 port 5 to 64:ff9b:1::198.18.9.2 port 53, and its answer in SIIT.
+    let packet =
+        "6000000000091140 fd000064000000000000000000000002 0064ff9b000100000000000 0c6120902 0005003500094b5c78";
+    let answer = "4500001d00004000401165a8 c6120902 c6124001 0035000500090000 78";
+    std::fs::write(&file, CONFIG).unwrap();
+    let (good, text) = trace(&[packet]);
+    assert!(good, "{text}");
+    for says in ["RFC 6052 2.2", "RFC 6146 3.5.1", "RFC 7915 5.1", "RFC 7915 5.5", "\n  forward\n", "c6124001c6120902"]
+    {
+        assert!(text.contains(says), "{says}: {text}");
+    }
+    let (_, text) = trace(&["45"]);
+    assert!(text.contains("drop (truncated)"), "{text}");
+    std::fs::write(&file, SIIT).unwrap();
+    let (good, text) = trace(&["--json", packet, answer]);
+    assert!(good, "{text}");
+    let traced: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(traced[0]["verdict"], "forward");
+    assert_eq!(traced[0]["steps"][1]["rfc"], 7757);
+    let translated = traced[0]["packets"][0].as_str().unwrap();
+    assert!(translated.starts_with("4500001d") && translated.contains("c6124001c612090200050035"), "{text}");
+    let header_checksum = trace(&["--json", &answer.replace("65a8", "0000")]).1;
+    assert!(header_checksum.contains("bad-header-checksum"), "{header_checksum}");
+    let (good, text) = trace(&["xyz"]);
+    assert!(!good && text.contains("is no packet in hex: give its bytes"), "{text}");
 }
 
 #[test]

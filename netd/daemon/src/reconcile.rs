@@ -353,8 +353,7 @@ fn nat64_conf(config: &Config, me: &Me, state: &State) -> Option<weft_nat64_core
         deny: deny.into_iter().collect(),
         sources,
         pool: Pool { addresses: vec![nat64.address], ports: PortRange { first: nat64.ports.0, last: nat64.ports.1 } },
-        limits: weft_nat64_core::config::Limits::default(),
-        timers: weft_nat64_core::config::Timers::default(),
         prefix: prefixes,
+        ..Nat64::default()
     })
 }

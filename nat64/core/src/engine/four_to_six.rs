@@ -9,6 +9,8 @@ use super::{
 };
 use crate::{
     GsoKind, Offload, PacketBuf, Reason,
+    bytes::*,
+    config::UdpZeroChecksum,
     packet::{Ipv4, Ipv6, Protocol, Transport},
     rfc6146::{Endpoint4, Remote, Side},
     rfc7915::{
@@ -53,9 +55,18 @@ impl Engine {
         };
         let four = Endpoint4 { protocol: ip.protocol, address: ip.destination.to_bits(), port };
         let remote = Remote { address: ip.source.to_bits(), port: remote_port };
-        let Some((id, session)) = self.table.find_four(four, remote) else {
-            return Err(if self.table.is_bound(four) { Reason::Filtered } else { Reason::NoMapping }.into());
+        self.check_udp_checksum(packet, &ip, offload)?;
+        let (id, session) = match self.table.find_four(four, remote) {
+            Some(found) => found,
+            None => self.session_four(now, four, remote, &transport)?,
         };
+        self.trace.note(6146, "3.5", || {
+            let (six, port) = (Ipv6Addr::from(session.six.address), session.six.port);
+            format!(
+                "{}:{} is bound to [{six}]:{port}, with a session for {}:{remote_port}",
+                ip.destination, four.port, ip.source
+            )
+        });
         let source = self.embedded(session.prefix, ip.source)?;
         if ip.source_route {
             return Err(self.answer_four(now, packet, &ip, Reason::SourceRoute, SOURCE_ROUTE_V4));
@@ -64,11 +75,7 @@ impl Engine {
             return Err(self.answer_four(now, packet, &ip, Reason::HopLimit, TIME_EXCEEDED_V4));
         }
         self.touch(now, id, &session, Side::V4, &transport, session.prefix);
-        if let Transport::Tcp { flags, header, .. } = transport {
-            let most = self.config.mtu6 - (Ipv6::LEN + 20) as u16;
-            let payload = packet.bytes_mut().get_mut(ip.transport..).ok_or(Reason::Truncated)?;
-            transport::clamp_mss(payload, flags, header, most, offload.partial.is_some())?;
-        }
+        self.clamp_mss(packet, ip.transport, &transport, offload)?;
         let rewrite = Rewrite {
             source,
             destination: Ipv6Addr::from_bits(session.six.address),
@@ -76,28 +83,82 @@ impl Engine {
             hops: ip.ttl - 1,
             quoted: false,
         };
-        let cut = self.fit_six(now, packet, &ip, transport, offload)?;
+        let cut = self.fit_six(now, packet, &ip, transport.header_len(), offload)?;
         if ip.fragment.more {
             self.follow_four(now, &ip, &rewrite)?;
         }
         self.count(session.six.address, Side::V4, packet.bytes().len());
         header_4to6::translate(packet, &ip, &rewrite, offload)?;
-        if cut { Err(self.cut(packet, offload)) } else { Ok(()) }
+        self.note_six(&ip, &rewrite);
+        if cut { Err(self.cut(packet, offload, None)) } else { Ok(()) }
+    }
+
+    /// Refuses an unfragmented UDP packet without checksum, if the configuration says so (RFC 7915 4.5).
+    pub(super) fn check_udp_checksum(
+        &mut self,
+        packet: &PacketBuf<'_>,
+        ip: &Ipv4,
+        offload: &Offload,
+    ) -> Result<(), Reason> {
+        if ip.protocol != Protocol::Udp || offload.partial.is_some() || ip.fragment.is_piece() {
+            return Ok(());
+        }
+        if u16_at(packet.bytes(), ip.transport + transport::UDP_CHECKSUM)? != 0 {
+            return Ok(());
+        }
+        let drop = self.config.udp_zero_checksum == UdpZeroChecksum::Drop;
+        self.trace.note(7915, "4.5", || {
+            let done = if drop { "it is refused" } else { "one is calculated" };
+            format!("UDP without checksum, which IPv6 does not allow: {done}")
+        });
+        if drop { Err(Reason::ZeroChecksum) } else { Ok(()) }
+    }
+
+    /// Lowers the MSS of a SYN to what fits the IPv6 side.
+    pub(super) fn clamp_mss(
+        &mut self,
+        packet: &mut PacketBuf<'_>,
+        at: usize,
+        transport: &Transport,
+        offload: &Offload,
+    ) -> Result<(), Reason> {
+        let Transport::Tcp { flags, header, .. } = *transport else { return Ok(()) };
+        let most = self.config.mtu6 - (Ipv6::LEN + 20) as u16;
+        let payload = packet.bytes_mut().get_mut(at..).ok_or(Reason::Truncated)?;
+        transport::clamp_mss(payload, flags, header, most, offload.partial.is_some())
+    }
+
+    /// Says how the header was translated.
+    pub(super) fn note_six(&mut self, ip: &Ipv4, to: &Rewrite<Ipv6Addr>) {
+        self.trace.note(7915, "4.1", || {
+            let fragment = if ip.fragment.is_piece() { ", a Fragment header added" } else { "" };
+            let (from, gone) = (ip.ttl, ip.transport - Ipv4::LEN);
+            let options = if gone > 0 { format!(", {gone} bytes of options left out") } else { String::new() };
+            format!(
+                "IPv4 {} -> {} becomes IPv6 {} -> {}, TTL {from} becomes hop limit {}, traffic class {:#04x}{options}{fragment}",
+                ip.source, ip.destination, to.source, to.destination, to.hops, ip.tos
+            )
+        });
+        if ip.fragment.offset == 0 {
+            self.trace.note(7915, "4.5", || match ip.protocol {
+                Protocol::Other(number) => format!("protocol {number} is not known: its checksum stays"),
+                _ => "the transport checksum is updated for the new addresses and ports".into(),
+            });
+        }
     }
 
     /// Whether the translated packet must be cut by us; lowers TCP's segment size, which the kernel cuts by; answers
     /// what must not be cut (RFC 7915 4.1, RFC 1191).
-    fn fit_six(
+    pub(super) fn fit_six(
         &mut self,
         now: u64,
         packet: &PacketBuf<'_>,
         ip: &Ipv4,
-        transport: Transport,
+        header: usize,
         offload: &mut Offload,
     ) -> Result<bool, Stop> {
         let mtu = usize::from(self.config.mtu6);
         let whole = packet.bytes().len() - ip.transport;
-        let header = if let Transport::Tcp { header, .. } = transport { header } else { 8 };
         if let Some(gso) = &mut offload.gso
             && gso.kind != GsoKind::Udp
         {
@@ -112,17 +173,19 @@ impl Engine {
         if ip.dont_fragment {
             return Err(self.too_big(now, packet, ip));
         }
+        self.trace.note(7915, "4.1", || format!("longer than {mtu} bytes and DF is clear: cut into fragments"));
         Ok(true)
     }
 
     fn too_big(&mut self, now: u64, packet: &PacketBuf<'_>, ip: &Ipv4) -> Stop {
         let mtu = u32::from(self.config.mtu6) - (header_len(ip) - Ipv4::LEN) as u32;
+        self.trace.note(7915, "4.1", || format!("too long and DF is set: answered Fragmentation Needed, MTU {mtu}"));
         let header = icmp_6to4::Header { kind: 3, code: 4, rest: mtu };
         self.answer_four(now, packet, ip, Reason::TooBig, header)
     }
 
-    /// Cuts a translated packet into fragments that fit.
-    fn cut(&mut self, packet: &mut PacketBuf<'_>, offload: &mut Offload) -> Stop {
+    /// Cuts a translated packet into fragments that fit; `id` names it if it has a name already.
+    pub(super) fn cut(&mut self, packet: &mut PacketBuf<'_>, offload: &mut Offload, id: Option<u32>) -> Stop {
         let mtu = usize::from(self.config.mtu6);
         let mut cut = || -> Result<Vec<Vec<u8>>, Reason> {
             let datagrams = match offload.gso {
@@ -134,7 +197,8 @@ impl Engine {
             };
             let mut out = Vec::new();
             for datagram in datagrams {
-                let id = u32::from(self.fresh_id()) << 16 | u32::from(self.fresh_id());
+                let id = id.filter(|_| offload.gso.is_none());
+                let id = id.unwrap_or_else(|| u32::from(self.fresh_id()) << 16 | u32::from(self.fresh_id()));
                 out.extend(fragment::fragment(&datagram, mtu, id)?);
             }
             Ok(out)
@@ -183,7 +247,8 @@ impl Engine {
         }
         self.count(followers.destination.to_bits(), Side::V4, packet.bytes().len());
         header_4to6::translate(packet, ip, &rewrite, offload)?;
-        if size > usize::from(self.config.mtu6) { Err(self.cut(packet, offload)) } else { Ok(()) }
+        self.note_six(ip, &rewrite);
+        if size > usize::from(self.config.mtu6) { Err(self.cut(packet, offload, None)) } else { Ok(()) }
     }
 
     /// The IPv6 address by which a session's IPv6 host knows an IPv4 one.

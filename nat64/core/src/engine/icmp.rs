@@ -53,6 +53,7 @@ impl Engine {
         packet.replace(&answer)?;
         *offload = Offload::default();
         self.count(session.six.address, Side::V6, length);
+        self.note_error("5.2", "5.3");
         Ok(())
     }
 
@@ -99,6 +100,7 @@ impl Engine {
         packet.replace(&answer)?;
         *offload = Offload::default();
         self.count(session.six.address, Side::V4, length);
+        self.note_error("4.2", "4.3");
         Ok(())
     }
 }

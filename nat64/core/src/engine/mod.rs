@@ -1,9 +1,13 @@
-//! The stateful NAT64 as one state machine: a packet, a time and randomness go in, a verdict comes out.
+//! The translator as one state machine: a packet, a time and randomness go in, a verdict comes out.
+mod bindings;
 mod four_to_six;
+mod hairpin;
 mod icmp;
 mod offload;
 mod reply;
 mod sessions;
+mod siit;
+mod siit_icmp;
 mod six_to_four;
 
 use std::{
@@ -16,7 +20,7 @@ use ipnet::Ipv4Net;
 use crate::{
     Config, ConfigError, Offload, PacketBuf, Reason,
     bytes::*,
-    config::Permit,
+    config::{Mode, Permit},
     hash::Seed,
     packet::Protocol,
     rfc6052::Prefix,
@@ -26,7 +30,9 @@ use crate::{
         sources::{Source, Sources},
         table::{Class, Session, Table},
     },
+    rfc7757::EamTable,
     rfc7915::mtu::Mtus,
+    trace::{Step, Trace},
 };
 
 /// What becomes of a packet.
@@ -124,6 +130,7 @@ pub struct Engine {
     served: Vec<Served>,
     denied_hosts: HashSet<u32, Seed>,
     denied_ranges: Vec<Ipv4Net>,
+    eam: EamTable,
     mtus: Mtus,
     ports: Ports,
     table: Table,
@@ -134,6 +141,7 @@ pub struct Engine {
     errors: reply::Bucket,
     next_id: u64,
     seed: Seed,
+    trace: Trace,
 }
 
 impl Engine {
@@ -145,6 +153,7 @@ impl Engine {
             served: Vec::new(),
             denied_hosts: HashSet::with_hasher(seed),
             denied_ranges: Vec::new(),
+            eam: EamTable::default(),
             mtus: Mtus { v6: config.mtu6, v4: config.mtu4 },
             ports: Ports::new(&config.pool),
             table: Table::new(seed),
@@ -165,6 +174,7 @@ impl Engine {
             errors: reply::Bucket::new(now),
             next_id: seed.0[0],
             seed,
+            trace: Trace::default(),
             config,
         };
         let config = engine.config.clone();
@@ -179,8 +189,8 @@ impl Engine {
         for one in &config.prefix {
             served.push(Served { prefix: Prefix::new(one.prefix)?, permit: one.permit.clone() });
         }
+        self.eam = EamTable::new(&config.eam)?;
         self.denied_hosts.clear();
-        self.denied_hosts.extend(config.pool.addresses.iter().copied().map(Ipv4Addr::to_bits));
         let (hosts, ranges): (Vec<Ipv4Net>, Vec<Ipv4Net>) = config.deny.iter().partition(|net| net.prefix_len() == 32);
         self.denied_hosts.extend(hosts.into_iter().map(|net| net.addr().to_bits()));
         self.denied_ranges = ranges;
@@ -189,6 +199,7 @@ impl Engine {
         let old_prefixes = std::mem::replace(&mut self.served, served);
         self.config = config;
         self.keep_allowed_sessions(&old_prefixes);
+        self.fix_static_bindings();
         Ok(())
     }
 
@@ -209,8 +220,8 @@ impl Engine {
         let version = packet.bytes().first().map_or(0, |byte| byte >> 4);
         let from = array_at::<16>(packet.bytes(), 8).ok().filter(|_| version == 6).map(u128::from_be_bytes);
         let stop = match version {
-            6 => self.six_to_four(now, random, packet, offload),
-            4 => self.four_to_six(now, packet, offload),
+            6 => self.handle_six(now, random, packet, offload),
+            4 => self.handle_four(now, packet, offload, false),
             _ => Err(Stop::Drop(Reason::Malformed)),
         };
         let (counts, reason, verdict) = match stop {
@@ -230,6 +241,33 @@ impl Engine {
             source.drops += 1;
         }
         verdict
+    }
+
+    /// Translates as [`Engine::translate`] does, and says which rules were applied.
+    pub fn explain(
+        &mut self,
+        now: u64,
+        random: Random<'_>,
+        packet: &mut PacketBuf<'_>,
+        offload: &mut Offload,
+    ) -> (Verdict, Vec<Step>) {
+        self.trace.begin();
+        let verdict = self.translate(now, random, packet, offload);
+        (verdict, self.trace.end())
+    }
+
+    /// A packet from IPv4, by the mode; `hairpin` if it came from IPv6 and turned back.
+    fn handle_four(
+        &mut self,
+        now: u64,
+        packet: &mut PacketBuf<'_>,
+        offload: &mut Offload,
+        hairpin: bool,
+    ) -> Result<(), Stop> {
+        match self.config.mode {
+            Mode::Nat64 => self.four_to_six(now, packet, offload),
+            Mode::Siit => self.siit_four(now, packet, offload, hairpin),
+        }
     }
 
     /// Counts a packet that its reader had to drop.

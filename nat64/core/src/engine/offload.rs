@@ -49,12 +49,13 @@ pub(super) fn normalise(offload: &mut Offload, packet: &mut PacketBuf<'_>, shape
             return Err(Reason::BadOffload);
         }
         // One inside a tunnel's payload, or ICMP's, which has a pseudo-header on one side only.
-        let own = usize::from(partial.start) == shape.transport && usize::from(partial.offset) == field;
+        let own = usize::from(partial.start) == shape.transport && Some(usize::from(partial.offset)) == field;
         if !own || shape.protocol == Protocol::Icmp {
             offload.finish_checksum(packet)?;
         }
     }
     let Some(gso) = offload.gso else { return Ok(()) };
+    let field = field.ok_or(Reason::BadOffload)?;
     let fits = match gso.kind {
         GsoKind::TcpV4 => shape.protocol == Protocol::Tcp && !shape.v6,
         GsoKind::TcpV6 => shape.protocol == Protocol::Tcp && shape.v6,

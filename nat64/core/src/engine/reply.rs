@@ -1,11 +1,12 @@
 //! What the translator says itself: ICMP errors and TCP resets, a bounded number a second (RFC 4443 2.4 f).
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Engine, Stop};
 use crate::{
     PacketBuf, Reason,
     bytes::*,
     checksum,
+    config::Mode,
     packet::{Ipv4, Ipv6, Transport, number, tcp_flag},
     rfc7915::{Port, Rewrite, header_4to6::ipv6_header, icmp_4to6, icmp_6to4},
 };
@@ -46,11 +47,20 @@ pub(super) const TIME_EXCEEDED_V4: icmp_6to4::Header = icmp_6to4::Header { kind:
 pub(super) const SOURCE_ROUTE_V4: icmp_6to4::Header = icmp_6to4::Header { kind: 3, code: 5, rest: 0 };
 
 impl Engine {
-    /// The IPv6 address by which the translator speaks: its first pool address below the prefix that was addressed, so
-    /// that a CLAT shows it as an IPv4 hop.
-    fn own_address(&self, prefix: u8) -> Ipv6Addr {
-        let first = self.ports.first_address();
-        self.served.get(usize::from(prefix)).map_or(Ipv6Addr::UNSPECIFIED, |served| served.prefix.embed(first))
+    /// The IPv6 address by which the translator speaks: its own IPv4 address below the prefix that was addressed, so
+    /// that a CLAT shows it as an IPv4 hop. If it has none, the address that was spoken to.
+    fn own_address(&self, prefix: u8, addressed: Ipv6Addr) -> Ipv6Addr {
+        let own = match self.config.mode {
+            Mode::Nat64 => Some(self.ports.first_address()),
+            Mode::Siit => self.own_four(),
+        };
+        let served = self.served.get(usize::from(prefix));
+        own.zip(served).map_or(addressed, |(own, served)| served.prefix.embed(own))
+    }
+
+    /// SIIT's own IPv4 address, if it has one.
+    fn own_four(&self) -> Option<Ipv4Addr> {
+        self.config.icmp_sources.first().map(|net| net.network())
     }
 
     /// Answers an IPv6 packet with an ICMPv6 error.
@@ -66,7 +76,9 @@ impl Engine {
         if ip.source.is_multicast() || ip.source.is_unspecified() || !self.errors.take(now) {
             return Stop::Drop(reason);
         }
-        let source = self.own_address(prefix);
+        let source = self.own_address(prefix, ip.destination);
+        self.trace
+            .note(7915, "5.4", || format!("answered with ICMPv6 type {} code {}: {reason}", header.kind, header.code));
         let to = Rewrite { source, destination: ip.source, port: Port::Keep, hops: HOPS, quoted: true };
         let quoted = packet.bytes();
         let quoted = quoted.get(..1280 - Ipv6::LEN - 8).unwrap_or(quoted);
@@ -76,7 +88,7 @@ impl Engine {
         }
     }
 
-    /// Answers an IPv4 packet with an ICMPv4 error from the pool address that it was sent to.
+    /// Answers an IPv4 packet with an ICMPv4 error from the pool address that it was sent to, or from SIIT's own.
     pub(super) fn answer_four(
         &mut self,
         now: u64,
@@ -90,7 +102,13 @@ impl Engine {
         if !host || ip.fragment.offset != 0 || !self.errors.take(now) {
             return Stop::Drop(reason);
         }
-        let to = Rewrite { source: ip.destination, destination: source, port: Port::Keep, hops: HOPS, quoted: true };
+        self.trace
+            .note(7915, "4.4", || format!("answered with ICMP type {} code {}: {reason}", header.kind, header.code));
+        let own = match self.config.mode {
+            Mode::Nat64 => ip.destination,
+            Mode::Siit => self.own_four().unwrap_or(ip.destination),
+        };
+        let to = Rewrite { source: own, destination: source, port: Port::Keep, hops: HOPS, quoted: true };
         let quoted = packet.bytes();
         let quoted = quoted.get(..576 - Ipv4::LEN - 8).unwrap_or(quoted);
         match icmp_6to4::build(header, 0, &to, quoted) {

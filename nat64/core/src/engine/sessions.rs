@@ -32,13 +32,18 @@ impl Engine {
 
     /// Whether a new session may lead to an IPv4 address.
     pub(super) fn permitted(&self, prefix: u8, address: Ipv4Addr) -> Result<(), Reason> {
-        let denied = self.denied_hosts.contains(&address.to_bits())
-            || self.denied_ranges.iter().any(|range| range.contains(&address));
-        if denied {
+        let own = !self.config.hairpinning && self.ports.has_address(address.to_bits());
+        if own || self.denied(address) {
             return Err(Reason::Denied);
         }
         let served = self.served.get(usize::from(prefix)).ok_or(Reason::NotOurPrefix)?;
         if served.permit.permits(address) { Ok(()) } else { Err(Reason::NotPermitted) }
+    }
+
+    /// Whether an IPv4 address is on the deny list.
+    pub(super) fn denied(&self, address: Ipv4Addr) -> bool {
+        self.denied_hosts.contains(&address.to_bits())
+            || self.denied_ranges.iter().any(|range| range.contains(&address))
     }
 
     /// Makes a session, and the binding if the IPv6 end has none.
@@ -50,6 +55,33 @@ impl Engine {
         remote: Remote,
         prefix: u8,
     ) -> Result<(Id, Session), Reason> {
+        self.check_limits(six)?;
+        let four = match self.table.binding(six) {
+            Some(four) => four,
+            None => self.bind(six, random()).ok_or(Reason::PortsExhausted)?,
+        };
+        Ok(self.insert_session(Session { six, four, remote, prefix, tcp: TcpState::V6Init, touched: now }))
+    }
+
+    /// Makes a session of a binding that is there.
+    pub(super) fn add_session(
+        &mut self,
+        now: u64,
+        six: Endpoint6,
+        four: Endpoint4,
+        remote: Remote,
+        prefix: u8,
+        tcp: TcpState,
+    ) -> Result<(Id, Session), Reason> {
+        self.check_limits(six)?;
+        // Making room may have ended the binding.
+        if self.table.bound_to(four) != Some(six) {
+            return Err(Reason::NoMapping);
+        }
+        Ok(self.insert_session(Session { six, four, remote, prefix, tcp, touched: now }))
+    }
+
+    fn check_limits(&mut self, six: Endpoint6) -> Result<(), Reason> {
         let held = self.sources.get(six.address).map_or(0, |source| source.sessions);
         if held >= self.config.limits.sessions_per_source {
             return Err(Reason::SourceLimit);
@@ -57,15 +89,14 @@ impl Engine {
         if self.table.len() >= self.config.limits.sessions as usize && !self.reclaim() {
             return Err(Reason::SessionLimit);
         }
-        let four = match self.table.binding(six) {
-            Some(four) => four,
-            None => self.bind(six, random()).ok_or(Reason::PortsExhausted)?,
-        };
-        let session = Session { six, four, remote, prefix, tcp: TcpState::V6Init, touched: now };
+        Ok(())
+    }
+
+    fn insert_session(&mut self, session: Session) -> (Id, Session) {
         let id = self.table.insert(session);
-        self.sources.open(six.address);
+        self.sources.open(session.six.address);
         self.counters.sessions_created += 1;
-        Ok((id, session))
+        (id, session)
     }
 
     fn bind(&mut self, six: Endpoint6, random: u64) -> Option<Endpoint4> {
@@ -145,12 +176,18 @@ impl Engine {
 
     /// After a change of configuration: ends what it no longer allows, and takes the ports of the rest again.
     pub(super) fn keep_allowed_sessions(&mut self, old: &[Served]) {
+        let (static_six, static_four) = self.static_bindings();
+        self.table.unfix_all();
         let sessions: Vec<(Id, Session)> = self.table.iter().map(|(id, session)| (id, *session)).collect();
         for (id, session) in sessions {
             let prefix = old.get(usize::from(session.prefix)).map(|served| served.prefix);
             let prefix = self.served.iter().position(|served| Some(served.prefix) == prefix);
             let prefix = prefix.and_then(|index| u8::try_from(index).ok());
-            let allowed = self.serves(session.six.address.into()) && self.ports.holds(session.four);
+            let bound = match static_six.get(&session.six) {
+                Some(four) => *four == session.four,
+                None => self.ports.holds(session.four) && !static_four.contains_key(&session.four),
+            };
+            let allowed = self.serves(session.six.address.into()) && bound;
             match prefix.filter(|prefix| self.permitted(*prefix, session.remote.address.into()).is_ok()) {
                 Some(prefix) if allowed => self.table.update(id, session.tcp, prefix, None),
                 _ => self.end_session(id),

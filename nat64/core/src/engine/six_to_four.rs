@@ -18,7 +18,7 @@ use crate::{
     rfc7915::{
         Port, Rewrite, fragment,
         header_6to4::{self, Identification, MAX_WITHOUT_DF},
-        icmp_4to6, transport,
+        icmp_4to6,
     },
 };
 
@@ -36,6 +36,7 @@ impl Engine {
         let ip = Ipv6::parse(packet.bytes())?;
         packet.truncate(ip.end);
         let (prefix, remote) = self.destination(ip.destination).ok_or(Reason::NotOurPrefix)?;
+        self.note_prefix(prefix, remote);
         offload::normalise(offload, packet, &Shape::six(&ip))?;
         if let Some(fragment) = ip.fragment.filter(|fragment| fragment.is_piece()) {
             if ip.protocol == Protocol::Icmp {
@@ -66,11 +67,7 @@ impl Engine {
         }
         let (id, session) = self.session_six(now, random, packet, &ip, transport, (prefix, remote))?;
         self.touch(now, id, &session, Side::V6, &transport, prefix);
-        if let Transport::Tcp { flags, header, .. } = transport {
-            let most = self.config.mtu6 - (Ipv6::LEN + 20) as u16;
-            let payload = packet.bytes_mut().get_mut(ip.transport..).ok_or(Reason::Truncated)?;
-            transport::clamp_mss(payload, flags, header, most, offload.partial.is_some())?;
-        }
+        self.clamp_mss(packet, ip.transport, &transport, offload)?;
         let rewrite = Rewrite {
             source: Ipv4Addr::from_bits(session.four.address),
             destination: remote,
@@ -78,11 +75,12 @@ impl Engine {
             hops: ip.hop_limit - 1,
             quoted: false,
         };
-        let identification = self.identification(packet, &ip, transport, offload);
+        let identification = self.identification(packet, &ip, transport.header_len(), offload);
         if ip.fragment.is_some_and(|fragment| fragment.more) {
             self.follow_six(now, &ip, &rewrite, identification.id)?;
         }
         self.count(session.six.address, Side::V6, packet.bytes().len());
+        self.note_four(&ip, &rewrite, identification);
         if ip.end - ip.transport + Ipv4::LEN > usize::from(u16::MAX) {
             return Err(too_long(packet, &rewrite, identification, offload));
         }
@@ -108,10 +106,22 @@ impl Engine {
         };
         let six = Endpoint6 { protocol: ip.protocol, address: ip.source.to_bits(), port };
         let end = Remote { address: remote.to_bits(), port: remote_port };
-        if let Some(found) = self.table.find_six(six, end) {
+        // Below another prefix than the session's the same host may not be permitted.
+        let found = self.table.find_six(six, end);
+        if let Some(found) =
+            found.filter(|(_, session)| session.prefix == prefix || self.permitted(prefix, remote).is_ok())
+        {
+            self.trace.note(6146, "3.5", || {
+                format!("a session of [{}]:{port} with {remote}:{remote_port} is there", ip.source)
+            });
             return Ok(found);
         }
-        if let Err(reason) = self.permitted(prefix, remote) {
+        let mut permitted = self.permitted(prefix, remote);
+        if self.ports.has_address(end.address) && !self.may_turn_back(ip.protocol, end) {
+            permitted = Err(Reason::Denied);
+        }
+        if let Err(reason) = permitted {
+            self.trace.note(6052, "3.1", || format!("{remote} is refused: {reason}"));
             return Err(self.answer_six(now, packet, ip, prefix, reason, PROHIBITED_V6));
         }
         match transport {
@@ -119,20 +129,64 @@ impl Engine {
             Transport::Echo { request: false, .. } => return Err(Reason::NoMapping.into()),
             _ => {}
         }
-        self.open_session(now, random, six, end, prefix)
-            .map_err(|reason| self.answer_six(now, packet, ip, prefix, reason, UNREACHABLE_V6))
+        let opened = self
+            .open_session(now, random, six, end, prefix)
+            .map_err(|reason| self.answer_six(now, packet, ip, prefix, reason, UNREACHABLE_V6))?;
+        self.trace.note(6146, "3.5.1", || {
+            let four = opened.1.four;
+            let address = Ipv4Addr::from_bits(four.address);
+            format!("a session is made: [{}]:{port} is bound to {address}:{}", ip.source, four.port)
+        });
+        Ok(opened)
+    }
+
+    /// Says which prefix a destination is below.
+    pub(super) fn note_prefix(&mut self, prefix: u8, remote: Ipv4Addr) {
+        let net = self.config.prefix.get(usize::from(prefix)).map(|one| one.prefix);
+        self.trace.note(6052, "2.2", || {
+            format!("the destination is below {}: it stands for {remote}", net.unwrap_or_default())
+        });
+    }
+
+    /// Says how the header is translated.
+    pub(super) fn note_four(&mut self, ip: &Ipv6, to: &Rewrite<Ipv4Addr>, identification: Identification) {
+        self.trace.note(7915, "5.1", || {
+            let gone = ip.transport - Ipv6::LEN;
+            let extensions =
+                if gone > 0 { format!(", {gone} bytes of extension headers left out") } else { String::new() };
+            format!(
+                "IPv6 {} -> {} becomes IPv4 {} -> {}, hop limit {} becomes TTL {}, TOS {:#04x}{extensions}",
+                ip.source, ip.destination, to.source, to.destination, ip.hop_limit, to.hops, ip.traffic_class
+            )
+        });
+        let piece = ip.fragment.filter(|fragment| fragment.is_piece());
+        let Identification { id, dont_fragment } = identification;
+        match piece {
+            Some(fragment) => self.trace.note(7915, "5.1.1", || {
+                format!("a fragment at {} bytes: identification {id:#06x}, DF clear", usize::from(fragment.offset) * 8)
+            }),
+            None => self.trace.note(7915, "5.1", || {
+                let flag = if dont_fragment { "set: longer than 1260 bytes" } else { "clear" };
+                format!("identification {id:#06x}, DF {flag}")
+            }),
+        }
+        if ip.fragment.is_none_or(|fragment| fragment.offset == 0) {
+            self.trace.note(7915, "5.5", || match ip.protocol {
+                Protocol::Other(number) => format!("protocol {number} is not known: its checksum stays"),
+                _ => "the transport checksum is updated for the new addresses and ports".into(),
+            });
+        }
     }
 
     /// The Identification and DF of the translated packet (RFC 7915 5.1): DF unless it is small, or a fragment.
-    fn identification(
+    pub(super) fn identification(
         &mut self,
         packet: &PacketBuf<'_>,
         ip: &Ipv6,
-        transport: Transport,
+        header: usize,
         offload: &Offload,
     ) -> Identification {
         let whole = packet.bytes().len() - ip.transport;
-        let header = if let Transport::Tcp { header, .. } = transport { header } else { 8 };
         let size = offload.gso.map_or(whole, |gso| whole.min(header + usize::from(gso.size)));
         let dont_fragment = ip.fragment.is_none() && Ipv4::LEN + size > MAX_WITHOUT_DF;
         let id = if dont_fragment { 0 } else { self.fresh_id() };
@@ -184,12 +238,13 @@ impl Engine {
         };
         self.count(followers.six, Side::V6, packet.bytes().len());
         let identification = Identification { id: followers.id, dont_fragment: false };
+        self.note_four(ip, &rewrite, identification);
         Ok(header_6to4::translate(packet, ip, &rewrite, identification, offload)?)
     }
 }
 
 /// A super-packet that is longer than any IPv4 packet: cut into its segments, each translated.
-fn too_long(
+pub(super) fn too_long(
     packet: &PacketBuf<'_>,
     rewrite: &Rewrite<Ipv4Addr>,
     identification: Identification,

@@ -6,6 +6,16 @@ use crate::{config::Pool, packet::Protocol};
 
 const PROTOCOLS: usize = 3;
 
+/// Which of an address's rows is a protocol's.
+fn row(protocol: Protocol) -> Option<usize> {
+    match protocol {
+        Protocol::Tcp => Some(0),
+        Protocol::Udp => Some(1),
+        Protocol::Icmp => Some(2),
+        Protocol::Other(_) => None,
+    }
+}
+
 /// The pool's bits: for each address and protocol one bit a port.
 #[derive(Debug)]
 pub struct Ports {
@@ -59,7 +69,7 @@ impl Ports {
 
     fn take_at(&mut self, index: usize, protocol: Protocol, mask: u64, random: u64) -> Option<u16> {
         let (first, last) = (self.first, self.last);
-        let words = self.used.get_mut(index * PROTOCOLS + protocol as usize)?;
+        let words = self.used.get_mut(index * PROTOCOLS + row(protocol)?)?;
         let (count, base) = (words.len(), usize::from(first / 64) * 64);
         let (start, turn) = ((random % count as u64) as usize, (random >> 32) as u32 % 64);
         for at in (start..count).chain(0..start) {
@@ -81,7 +91,7 @@ impl Ports {
             return None;
         }
         let index = self.addresses.iter().position(|address| *address == four.address)?;
-        let words = self.used.get_mut(index * PROTOCOLS + four.protocol as usize)?;
+        let words = self.used.get_mut(index * PROTOCOLS + row(four.protocol)?)?;
         let word = words.get_mut(usize::from(four.port / 64 - self.first / 64))?;
         Some((word, 1 << (four.port % 64)))
     }
@@ -110,7 +120,8 @@ impl Ports {
     /// How many ports of a protocol are taken, and how many there are.
     #[must_use]
     pub fn usage(&self, protocol: Protocol) -> (u64, u64) {
-        let words = self.used.iter().skip(protocol as usize).step_by(PROTOCOLS).flatten();
+        let Some(row) = row(protocol) else { return (0, 0) };
+        let words = self.used.iter().skip(row).step_by(PROTOCOLS).flatten();
         let used = words.map(|word| u64::from(word.count_ones())).sum();
         (used, self.addresses.len() as u64 * (u64::from(self.last - self.first) + 1))
     }

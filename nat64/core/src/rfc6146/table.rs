@@ -54,9 +54,9 @@ impl Class {
 
     fn of(protocol: Protocol, tcp: TcpState) -> Self {
         match (protocol, tcp) {
-            (Protocol::Udp, _) => Self::Udp,
+            (Protocol::Udp | Protocol::Other(_), _) => Self::Udp,
             (Protocol::Icmp, _) => Self::Icmp,
-            (Protocol::Tcp, TcpState::V6Init) => Self::TcpOpening,
+            (Protocol::Tcp, TcpState::V6Init | TcpState::V4Init) => Self::TcpOpening,
             (Protocol::Tcp, TcpState::Established | TcpState::V4FinRcv | TcpState::V6FinRcv) => Self::TcpEstablished,
             (Protocol::Tcp, TcpState::V4FinV6FinRcv | TcpState::Trans) => Self::TcpClosed,
         }
@@ -107,6 +107,8 @@ struct List {
 struct Binding {
     four: Endpoint4,
     sessions: u32,
+    /// From the configuration: it stays without sessions.
+    fixed: bool,
 }
 
 /// The tables.
@@ -118,6 +120,8 @@ pub struct Table {
     by_four: HashMap<(Endpoint4, Remote), Id, Seed>,
     bindings: HashMap<Endpoint6, Binding, Seed>,
     bound: HashMap<Endpoint4, Endpoint6, Seed>,
+    /// How many sessions a pool's end has with an IPv4 address: whom address-dependent filtering admits.
+    peers: HashMap<(Endpoint4, u32), u32, Seed>,
     lists: [List; Class::ALL.len()],
 }
 
@@ -130,6 +134,7 @@ impl Table {
             by_four: HashMap::with_hasher(seed),
             bindings: HashMap::with_hasher(seed),
             bound: HashMap::with_hasher(seed),
+            peers: HashMap::with_hasher(seed),
             lists: [List { head: NONE, tail: NONE, len: 0 }; Class::ALL.len()],
         }
     }
@@ -184,6 +189,44 @@ impl Table {
         self.bound.contains_key(&four)
     }
 
+    /// The IPv6 end that is bound to a pool's end.
+    #[must_use]
+    pub fn bound_to(&self, four: Endpoint4) -> Option<Endpoint6> {
+        self.bound.get(&four).copied()
+    }
+
+    /// Whether a pool's end has a session with this address, on any port (address-dependent filtering).
+    #[must_use]
+    pub fn knows(&self, four: Endpoint4, address: u32) -> bool {
+        self.peers.contains_key(&(four, address))
+    }
+
+    /// Whether a pool's end is bound by the configuration.
+    #[must_use]
+    pub fn is_fixed(&self, four: Endpoint4) -> bool {
+        let binding = self.bound.get(&four).and_then(|six| self.bindings.get(six));
+        binding.is_some_and(|binding| binding.fixed)
+    }
+
+    /// Binds two ends for ever (a static BIB entry, RFC 6146 3.1). Neither may be bound to another by a session.
+    pub fn fix(&mut self, six: Endpoint6, four: Endpoint4) {
+        self.bindings.entry(six).or_insert(Binding { four, sessions: 0, fixed: true }).fixed = true;
+        self.bound.insert(four, six);
+    }
+
+    /// Makes bindings of the configuration like others: those without sessions end.
+    pub fn unfix_all(&mut self) {
+        let bound = &mut self.bound;
+        self.bindings.retain(|_, binding| {
+            let stays = binding.sessions > 0;
+            if !stays {
+                bound.remove(&binding.four);
+            }
+            binding.fixed = false;
+            stays
+        });
+    }
+
     /// The session at an id.
     #[must_use]
     pub fn get(&self, id: Id) -> Option<Session> {
@@ -220,7 +263,11 @@ impl Table {
         self.link_last(id, class);
         self.by_six.insert((session.six, session.remote), id);
         self.by_four.insert((session.four, session.remote), id);
-        self.bindings.entry(session.six).or_insert(Binding { four: session.four, sessions: 0 }).sessions += 1;
+        self.bindings
+            .entry(session.six)
+            .or_insert(Binding { four: session.four, sessions: 0, fixed: false })
+            .sessions += 1;
+        *self.peers.entry((session.four, session.remote.address)).or_default() += 1;
         self.bound.insert(session.four, session.six);
         id
     }
@@ -253,9 +300,16 @@ impl Table {
         self.free.push(id);
         self.by_six.remove(&(session.six, session.remote));
         self.by_four.remove(&(session.four, session.remote));
+        let peer = (session.four, session.remote.address);
+        if let Some(count) = self.peers.get_mut(&peer) {
+            *count -= 1;
+            if *count == 0 {
+                self.peers.remove(&peer);
+            }
+        }
         let binding = self.bindings.get_mut(&session.six)?;
         binding.sessions -= 1;
-        if binding.sessions > 0 {
+        if binding.sessions > 0 || binding.fixed {
             return Some((session, None));
         }
         self.bindings.remove(&session.six);

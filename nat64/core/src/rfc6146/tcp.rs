@@ -7,6 +7,8 @@ use crate::packet::tcp_flag;
 pub enum TcpState {
     /// The IPv6 host sent a SYN.
     V6Init,
+    /// The IPv4 host sent a SYN, where filtering admits it.
+    V4Init,
     /// Both sent a SYN.
     Established,
     /// The IPv4 host sent a FIN.
@@ -38,6 +40,9 @@ pub fn step(state: TcpState, side: Side, flags: u8) -> (TcpState, bool) {
         (S::V6Init, Side::V4) if syn => (S::Established, true),
         (S::V6Init, Side::V6) if syn => (S::V6Init, true),
         (S::V6Init, _) => (S::V6Init, false),
+        (S::V4Init, Side::V6) if syn => (S::Established, true),
+        (S::V4Init, Side::V4) if syn => (S::V4Init, true),
+        (S::V4Init, _) => (S::V4Init, false),
         (S::Established | S::V4FinRcv | S::V6FinRcv, _) if rst => (S::Trans, true),
         (S::Established, Side::V4) if fin => (S::V4FinRcv, true),
         (S::Established, Side::V6) if fin => (S::V6FinRcv, true),
@@ -72,6 +77,13 @@ mod tests {
     #[test]
     fn both_may_open_at_once() {
         assert_eq!(walk(&[(V4, SYN)]), TcpState::Established);
+    }
+
+    #[test]
+    fn the_ipv4_side_may_open_where_it_is_admitted() {
+        assert_eq!(step(TcpState::V4Init, V4, SYN), (TcpState::V4Init, true));
+        assert_eq!(step(TcpState::V4Init, V6, SYN | ACK), (TcpState::Established, true));
+        assert_eq!(step(TcpState::V4Init, V6, RST | ACK), (TcpState::V4Init, false));
     }
 
     #[test]

@@ -85,17 +85,24 @@ fn rewrite_transport(
 ) -> Result<(), Reason> {
     let new = checksum::sum(&to.source.octets()) + checksum::sum(&to.destination.octets());
     let payload = packet.bytes_mut().get_mut(ip.transport..).ok_or(Reason::Truncated)?;
+    if let Protocol::Other(_) = ip.protocol {
+        // RFC 7915 4.5, 5.5: passed, its checksum as it is.
+        return Ok(());
+    }
     if ip.protocol == Protocol::Icmp {
+        if to.quoted && payload.is_empty() {
+            return Ok(());
+        }
         let kind = match u8_at(payload, 0)? {
             8 => 128,
             0 => 129,
             _ => return Err(Reason::IcmpType),
         };
         let pseudo = new + u64::from(ip.protocol.v6()) + length as u64;
-        return transport::rewrite_echo(payload, kind, (0, pseudo), to.port);
+        return transport::rewrite_echo(payload, kind, (0, pseudo), to.port, to.quoted);
     }
     let partial = offload.partial.is_some();
-    let zero = ip.protocol == Protocol::Udp && !partial && !to.quoted && u16_at(payload, 6)? == 0;
+    let zero = ip.protocol == Protocol::Udp && !partial && !to.quoted && u16_at(payload, transport::UDP_CHECKSUM)? == 0;
     if zero && ip.fragment.is_piece() {
         return Err(Reason::ZeroChecksumFragment);
     }

@@ -73,14 +73,21 @@ fn rewrite_transport(
 ) -> Result<(), Reason> {
     let old = checksum::sum(&ip.source.octets()) + checksum::sum(&ip.destination.octets());
     let payload = packet.bytes_mut().get_mut(ip.transport..).ok_or(Reason::Truncated)?;
+    if let Protocol::Other(_) = ip.protocol {
+        // RFC 7915 4.5, 5.5: passed, its checksum as it is.
+        return Ok(());
+    }
     if ip.protocol == Protocol::Icmp {
+        if to.quoted && payload.is_empty() {
+            return Ok(());
+        }
         let kind = match u8_at(payload, 0)? {
             128 => 8,
             129 => 0,
             _ => return Err(Reason::IcmpType),
         };
         let pseudo = old + u64::from(ip.protocol.v6()) + length as u64;
-        return transport::rewrite_echo(payload, kind, (pseudo, 0), to.port);
+        return transport::rewrite_echo(payload, kind, (pseudo, 0), to.port, to.quoted);
     }
     let new = checksum::sum(&to.source.octets()) + checksum::sum(&to.destination.octets());
     let pseudo = Delta::default().replace(old, new);

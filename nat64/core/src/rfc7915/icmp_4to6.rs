@@ -2,7 +2,7 @@
 use std::net::Ipv6Addr;
 
 use super::{
-    Rewrite, header_4to6,
+    Rewrite, extensions, header_4to6,
     mtu::{self, Mtus},
 };
 use crate::{
@@ -67,26 +67,26 @@ pub fn translate(
 ) -> Result<Vec<u8>, Reason> {
     let [kind, code, ..] = array_at::<8>(error, 0)?;
     let total = u16::try_from(inner.end).unwrap_or(u16::MAX);
-    let header = header(kind, code, u32_at(error, 4)?, total, mtus)?;
-    let quoted = quoted(error)?;
+    let mut header = header(kind, code, u32_at(error, 4)?, total, mtus)?;
+    let (quoted, extensions) = extensions::split(tail(error, 8)?, quoted_len(error)?);
     let mut buf = vec![0; HEADROOM + quoted.len()];
     put(&mut buf, HEADROOM, quoted)?;
     let end = buf.len();
     let mut packet = PacketBuf::new(&mut buf, HEADROOM, end).ok_or(Reason::Truncated)?;
     packet.truncate(inner.end);
     header_4to6::translate(&mut packet, inner, inner_to, &mut Offload::default())?;
-    packet.truncate(MAX_ERROR - Ipv6::LEN - 8);
-    build(header, outer.tos, outer_to, packet.bytes())
+    // Of ICMPv6's errors only these two have a length field (RFC 4884 4).
+    let extensions = extensions.filter(|_| matches!(header.kind, 1 | 3));
+    let (body, length) = extensions::join(packet.bytes(), extensions, MAX_ERROR - Ipv6::LEN - 8, 8);
+    header.rest |= u32::from(length) << 24;
+    build(header, outer.tos, outer_to, &body)
 }
 
-/// What an ICMPv4 error quotes; the extensions of RFC 4884 that may follow are left out.
-fn quoted(error: &[u8]) -> Result<&[u8], Reason> {
-    let quoted = tail(error, 8)?;
+/// How long the quoted packet is by the error's length field, in bytes; 0 if there is none (RFC 4884 4).
+fn quoted_len(error: &[u8]) -> Result<usize, Reason> {
     let [kind, code, _, _, _, length, ..] = array_at::<8>(error, 0)?;
-    // Beside an MTU the field is there too (RFC 4884 4.1); elsewhere it is unused and may hold anything.
     let has_length = matches!(kind, 3 | 11 | 12) && !(kind == 12 && code == 1);
-    let length = if has_length { usize::from(length) * 4 } else { 0 };
-    Ok(if length == 0 { quoted } else { quoted.get(..length).unwrap_or(quoted) })
+    Ok(if has_length { usize::from(length) * 4 } else { 0 })
 }
 
 /// An ICMPv6 error with its IPv6 header.

@@ -2,7 +2,7 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    Rewrite,
+    Rewrite, extensions,
     header_6to4::{self, Identification},
     mtu::{self, Mtus},
 };
@@ -66,8 +66,8 @@ pub fn translate(
     mtus: Mtus,
 ) -> Result<Vec<u8>, Reason> {
     let [kind, code, ..] = array_at::<8>(error, 0)?;
-    let header = header(kind, code, u32_at(error, 4)?, mtus)?;
-    let quoted = quoted(error)?;
+    let mut header = header(kind, code, u32_at(error, 4)?, mtus)?;
+    let (quoted, extensions) = extensions::split(tail(error, 8)?, quoted_len(error)?);
     let mut buf = vec![0; HEADROOM + quoted.len()];
     put(&mut buf, HEADROOM, quoted)?;
     let end = buf.len();
@@ -76,16 +76,15 @@ pub fn translate(
     let id = inner.fragment.map_or(0, |fragment| fragment.id as u16);
     let identification = Identification { id, dont_fragment: kind == 2 };
     header_6to4::translate(&mut packet, inner, inner_to, identification, &mut Offload::default())?;
-    packet.truncate(MAX_ERROR - Ipv4::LEN - 8);
-    build(header, outer.traffic_class, outer_to, packet.bytes())
+    let (body, length) = extensions::join(packet.bytes(), extensions, MAX_ERROR - Ipv4::LEN - 8, 4);
+    header.rest |= u32::from(length) << 16;
+    build(header, outer.traffic_class, outer_to, &body)
 }
 
-/// What an ICMPv6 error quotes; the extensions of RFC 4884 that may follow are left out.
-fn quoted(error: &[u8]) -> Result<&[u8], Reason> {
-    let quoted = tail(error, 8)?;
+/// How long the quoted packet is by the error's length field, in bytes; 0 if there is none (RFC 4884 4).
+fn quoted_len(error: &[u8]) -> Result<usize, Reason> {
     let [kind, _, _, _, length, ..] = array_at::<8>(error, 0)?;
-    let length = if matches!(kind, 1 | 3) { usize::from(length) * 8 } else { 0 };
-    Ok(if length == 0 { quoted } else { quoted.get(..length).unwrap_or(quoted) })
+    Ok(if matches!(kind, 1 | 3) { usize::from(length) * 8 } else { 0 })
 }
 
 /// An ICMPv4 error with its IPv4 header.

@@ -1,7 +1,8 @@
 //! Stateless translation of one packet (RFC 7915); addresses and ports are the caller's choice, be it state or a rule.
 //!
 //! Files are named after the RFC's parts: [`header_4to6`] (4.1), [`icmp_4to6`] (4.2, 4.3), [`header_6to4`] (5.1),
-//! [`icmp_6to4`] (5.2, 5.3), [`transport`] (4.5, 5.5), [`fragment`] (the Fragment headers of 4.1 and 5.1.1), [`mtu`].
+//! [`icmp_6to4`] (5.2, 5.3), `extensions` (RFC 4884, in both), [`transport`] (4.5, 5.5), [`fragment`] (the Fragment headers of 4.1 and 5.1.1), [`mtu`].
+mod extensions;
 pub mod fragment;
 pub mod header_4to6;
 pub mod header_6to4;

@@ -7,13 +7,17 @@ use crate::{
     packet::{Protocol, tcp_flag},
 };
 
-/// Where a transport's checksum field is.
+/// Where UDP's checksum is.
+pub(crate) const UDP_CHECKSUM: usize = 6;
+
+/// Where a transport's checksum field is, if it is one whose checksum is kept right.
 #[must_use]
-pub fn checksum_offset(protocol: Protocol) -> usize {
+pub fn checksum_offset(protocol: Protocol) -> Option<usize> {
     match protocol {
-        Protocol::Tcp => 16,
-        Protocol::Udp => 6,
-        Protocol::Icmp => 2,
+        Protocol::Tcp => Some(16),
+        Protocol::Udp => Some(UDP_CHECKSUM),
+        Protocol::Icmp => Some(2),
+        Protocol::Other(_) => None,
     }
 }
 
@@ -27,17 +31,17 @@ pub(crate) fn rewrite_ports(
     quoted: bool,
 ) -> Result<(), Reason> {
     let mut delta = pseudo;
-    let (at, new) = match port {
-        Port::Keep => (0, u16_at(payload, 0)?),
-        Port::Source(new) => (0, new),
-        Port::Destination(new) => (2, new),
+    let change = match port {
+        Port::Keep => None,
+        Port::Source(new) => Some((0, new)),
+        Port::Destination(new) => Some((2, new)),
     };
-    let old = u16_at(payload, at)?;
-    if old != new {
+    if let Some((at, new)) = change {
+        let old = u16_at(payload, at)?;
         put_u16(payload, at, new)?;
         delta = delta.replace(old.into(), new.into());
     }
-    let field = checksum_offset(protocol);
+    let Some(field) = checksum_offset(protocol) else { return Ok(()) };
     let Ok(value) = u16_at(payload, field) else {
         return if quoted { Ok(()) } else { Err(Reason::Truncated) };
     };
@@ -69,7 +73,21 @@ pub(crate) fn fill_udp_checksum(payload: &mut [u8], pseudo_addresses: u64) -> Re
 }
 
 /// Rewrites an echo: its type, its identifier, and the pseudo-header that only ICMPv6 has.
-pub(crate) fn rewrite_echo(payload: &mut [u8], kind: u8, pseudo: (u64, u64), port: Port) -> Result<(), Reason> {
+/// Of a quoted one, whatever is there.
+pub(crate) fn rewrite_echo(
+    payload: &mut [u8],
+    kind: u8,
+    pseudo: (u64, u64),
+    port: Port,
+    quoted: bool,
+) -> Result<(), Reason> {
+    if quoted && payload.len() < 8 {
+        let Ok([old, code, high, low]) = array_at::<4>(payload, 0) else { return put(payload, 0, &[kind]) };
+        let word = |kind: u8| u64::from(u16::from_be_bytes([kind, code]));
+        let delta = Delta::default().replace(pseudo.0, pseudo.1).replace(word(old), word(kind));
+        put(payload, 0, &[kind])?;
+        return put_u16(payload, 2, delta.apply(u16::from_be_bytes([high, low])));
+    }
     let [old_kind, code, high, low, ..] = array_at::<8>(payload, 0)?;
     let old_id = u16_at(payload, 4)?;
     let new_id = match port {
